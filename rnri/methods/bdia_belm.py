@@ -130,8 +130,8 @@ class BDIA(TwoStepSampler):
 class OBELM(TwoStepSampler):
     """O-BELM (Wang et al. 2024, arXiv 2410.07273): the two-step sampler with the smallest discretization error.
 
-    With the network's prediction ``y``, the scales ``c`` and times ``tau`` of ``Schedule.scale_and_time``, and ``h_j =
-    tau_j - tau_{j-1}``, a step is::
+    With the network's prediction ``y``, the scales ``c`` and times ``tau`` of ``Schedule.scale_and_time``, and
+    ``h_j = tau_j - tau_{j-1}``, a step is::
 
         z_{j-1} = (h_j / h_{j+1})^2 c_{j-1} / c_{j+1} z_{j+1} + (1 - (h_j / h_{j+1})^2) c_{j-1} / c_j z_j
                   - h_j (h_j + h_{j+1}) / h_{j+1} c_{j-1} y(z_j)

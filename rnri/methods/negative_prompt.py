@@ -24,11 +24,11 @@ from rnri.validation import dataclass
 class NegativePrompt(Inverter):
     """Negative-prompt inversion (Miyake et al. 2023, arXiv 2305.16807).
 
-    The source prompt ``c`` is also the negative prompt. The guided prediction of the reconstruction is then ``eps(c) +
-    w (eps(c) - eps(c)) = eps(c)`` for every guidance scale ``w``, where ``eps(c)`` is the network's prediction with
-    prompt ``c``. Therefore the reconstruction equals the reconstruction of DDIM inversion without guidance. In an edit,
-    guidance leads from the source prompt towards the edited prompt. Only the source prompt has to be stored in addition
-    to the seed.
+    The source prompt ``c`` is also the negative prompt. The guided prediction of the reconstruction is then
+    ``eps(c) + w (eps(c) - eps(c)) = eps(c)`` for every guidance scale ``w``, where ``eps(c)`` is the network's
+    prediction with prompt ``c``. Therefore the reconstruction equals the reconstruction of DDIM inversion without
+    guidance. In an edit, guidance leads from the source prompt towards the edited prompt. Only the source prompt has to
+    be stored in addition to the seed.
     """
 
     seed_only: ClassVar[bool] = False

@@ -42,8 +42,8 @@ class NullText(Inverter):
     current latent ``z_t`` to the next pivot. The optimized embeddings are stored as ``aux["negative"] [B,N,L,D]``. As
     in the authors' code, the learning rate of Adam at sampler step ``j``, counted from 0 at the noisy end, is
     ``learning_rate * (1 - j / 100)``. The optimization of a step starts with the embedding of the previous step. At
-    sampler step ``j``, the optimization of an image stops after the first update whose loss is below ``threshold * (1 +
-    2 j)``.
+    sampler step ``j``, the optimization of an image stops after the first update whose loss is below
+    ``threshold * (1 + 2 j)``.
 
     The authors use 50 steps. With fewer steps, ``j`` is not rescaled to end at 49, because rescaling increases the
     reconstruction error. Without rescaling, the mean squared error of the reconstructed latents is 0.20 with 4 steps,

@@ -32,10 +32,10 @@ class PMI(ExplicitInverter):
 
     ``v_{k-1}`` is the corrected velocity of the previous inversion step. ``mean`` is the mean of the corrected
     velocities of all previous inversion steps, weighted by the lengths of the steps. ``mean`` is computed as the change
-    of the latent since the start of the inversion, divided by the change of sigma. The length of the correction is ``r
-    = sqrt(2 n + 3 sqrt(2 n)) h / N`` for a latent of ``n`` elements, a step of length ``h`` in sigma and ``N`` steps.
-    The first inversion step has no previous velocity and is not corrected. The correction needs no network evaluation.
-    The velocities of the reconstruction are not corrected.
+    of the latent since the start of the inversion, divided by the change of sigma. The length of the correction is
+    ``r = sqrt(2 n + 3 sqrt(2 n)) h / N`` for a latent of ``n`` elements, a step of length ``h`` in sigma and ``N``
+    steps. The first inversion step has no previous velocity and is not corrected. The correction needs no network
+    evaluation. The velocities of the reconstruction are not corrected.
 
     The default of ``lam``, and the use of corrected instead of predicted velocities for ``v_{k-1}`` and ``mean``, are
     choices of this project.

@@ -1,5 +1,5 @@
 """Models: loading of checkpoints, encoding, decoding, prediction, schedules, and deterministic sampling.
 
-The package ``rnri.models`` does not contain inversion methods. Import its submodules directly; only some submodules
-import diffusers and transformers.
+The package ``rnri.models`` does not contain inversion methods. Import the submodules that you need, because only some
+of them import diffusers and transformers, which takes seconds.
 """

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from rnri.models.family import components
 
 IGNORED_WEIGHTS = ("dora_scale", ".diff", "position_embedding")
-"""Parts of the names of weights in files of LoRAs that diffusers ignores with a warning."""
+"""Diffusers ignores, with a warning, the weights of a LoRA file whose names contain one of these strings."""
 
 TEXT_ENCODER_LAYER = re.compile(r"^(lora_te|text_encoder).*(lora_down|lora\.down|lora_A|lora_linear_layer\.down)")
 """Pattern of the names of LoRA weights that belong to text encoders; it matches one weight per layer."""
@@ -77,7 +77,7 @@ def load_lora(pipeline: DiffusionPipeline, path: str | Path, *, local_files_only
 
 
 def _read_file(path: str | Path, *, local_files_only: bool) -> dict[str, Tensor]:
-    """Return the tensors of a LoRA by the names in its file."""
+    """Return the tensors of a LoRA file, with the names in the file."""
     return _fetch_state_dict(
         str(path),
         weight_name=None,
@@ -95,7 +95,7 @@ def _read_file(path: str | Path, *, local_files_only: bool) -> dict[str, Tensor]
 
 
 def _convert(pipeline: DiffusionPipeline, path: str | Path, *, local_files_only: bool) -> dict[str, Tensor]:
-    """Return the tensors of a LoRA by the names to which diffusers' ``load_lora_weights`` converts the file's names."""
+    """Return the tensors of a LoRA file, with the names to which diffusers' ``load_lora_weights`` converts them."""
     is_xl = isinstance(pipeline, StableDiffusionXLPipeline)
     options = {"unet_config": pipeline.unet.config} if is_xl else {}
     converted = pipeline.lora_state_dict(str(path), local_files_only=local_files_only, **options)
@@ -116,7 +116,7 @@ def _check_no_ignored_weights(path: str | Path, raw: Mapping[str, Tensor]) -> No
 def _layers(weights: Mapping[str, Tensor]) -> list[str]:
     """Return the layers of a LoRA, such as ``unet.mid_block.attentions.0.proj_in``.
 
-    ``weights`` are the tensors in any of diffusers' formats, which are converted to peft's format.
+    ``weights`` may have names in any format that diffusers supports; the names are converted to the format of peft.
     """
     layers: dict[str, None] = {}
     for component in dict.fromkeys(name.partition(".")[0] for name in weights):
@@ -141,7 +141,7 @@ def _modules(pipeline: DiffusionPipeline) -> dict[str, nn.Module]:
 
 
 def _module_name(component: str, name: str) -> str:
-    """Return a module's name, beginning with its component, without the ``text_model`` of some versions of CLIP."""
+    """Return ``component.name``, where ``name`` has no prefix ``text_model.``, which only some versions of CLIP use."""
     return f"{component}.{name.removeprefix('text_model.')}"
 
 

@@ -81,8 +81,8 @@ def _load_index(source: str, local_files_only: bool, revision: str | None) -> di
 def _omitted_components(index: Mapping[str, object]) -> dict[str, object]:
     """Return a dict that maps the name of each component that is not loaded to None.
 
-    diffusers must receive these components as arguments even if ``model_index.json`` marks them as absent, for example
-    the T5 text encoder of Stable Diffusion 3.
+    diffusers must receive each omitted component as an argument, even if ``model_index.json`` marks the component as
+    absent, for example the T5 text encoder of Stable Diffusion 3.
     """
     absent = [name for name, value in index.items() if isinstance(value, list | tuple) and value and value[0] is None]
     return {name: None for name in index if name in (*IGNORED_COMPONENTS, *absent)}

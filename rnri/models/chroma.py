@@ -19,7 +19,7 @@ from rnri.models.predictor import Condition
 
 @dataclass(frozen=True)
 class ChromaDenoiser(FluxDenoiser):
-    """``Denoiser`` that returns the velocity ``n - x0`` predicted by a ``ChromaTransformer2DModel``.
+    """``Denoiser`` that returns the velocity (noise minus clean latent) predicted by a ``ChromaTransformer2DModel``.
 
     ``Condition.added["mask"]`` (float ``[B,L+hw/4]``) excludes the padding tokens of the text from the attention.
     """

@@ -19,7 +19,7 @@ def compile_network(network: nn.Module, device: torch.device) -> None:
 
     On CUDA, the launches of the compiled network are captured in CUDA graphs. PyTorch compiles a network for at most
     ``torch._dynamo.config.recompile_limit`` batch sizes, 8 by default, and evaluates further batch sizes without
-    compilation. This function raises this limit of the process to 64.
+    compilation. ``compile_network`` sets ``recompile_limit`` to at least 64 for the whole process.
 
     Raises:
         ConfigError: PyTorch finds no compiler for the device.

@@ -21,8 +21,9 @@ from rnri.models.unet import to_noise
 class DeterministicScheduler(SchedulerMixin, ConfigMixin):
     """A diffusers scheduler whose steps equal the steps of ``Schedule.from_scheduler(source, ...)``.
 
-    Inversion inverts exactly the steps of this scheduler. This scheduler has no step counter, does not scale latents or
-    model inputs, and computes each step in float64. The config of this scheduler equals the config of ``source``.
+    A pipeline with this scheduler reproduces inverted images, because inversion methods invert exactly the steps of
+    this scheduler. This scheduler has no step counter, does not scale latents or model inputs, and computes each step
+    in float64. The config of this scheduler equals the config of ``source``.
 
     Args:
         source: a diffusion scheduler that ``Schedule.from_scheduler`` supports, except flow-matching schedulers;
@@ -67,7 +68,8 @@ class DeterministicScheduler(SchedulerMixin, ConfigMixin):
     ) -> SchedulerOutput | tuple[Tensor, Tensor]:
         """Return the latent after the step at ``timestep``, in the dtype of ``sample [B,C,h,w]``.
 
-        With ``return_dict=False``, the method returns a tuple of this latent and the estimate of the clean latent.
+        With ``return_dict=False``, ``step`` returns a tuple of the latent after the step and the estimate of the clean
+        latent.
         """
         schedule = cast(Schedule, self.schedule)  # pipelines call set_timesteps first
         i = int((schedule.timesteps == int(timestep)).nonzero())

@@ -1,7 +1,7 @@
 """Read from a diffusers scheduler its table of noise levels, its timesteps, and the noise level after each step.
 
-A copy of the scheduler computes these values, so that they equal the values that a pipeline uses. A scheduler is
-rejected if deterministic DDIM or Euler steps cannot reproduce its steps.
+A copy of the scheduler computes the timesteps and noise levels, so that they equal the values that a pipeline uses. A
+scheduler is rejected if deterministic DDIM or Euler steps cannot reproduce its steps.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ from rnri.validation import first_line
 ALPHA_BAR_FLOOR = 2.0**-40
 """Value that replaces ``alpha_bar = 0`` at the last timestep of a zero-terminal-SNR schedule.
 
-For ``alpha_bar = 0`` a DDIM step would divide by zero. With latents in float64 the replacement changes a sampled latent
-by a relative amount of about 1e-6.
+For ``alpha_bar = 0`` a DDIM step would divide by zero. With latents in float64, replacing 0 by 2^-40 changes a sampled
+latent by a relative amount of about 1e-6.
 """
 
 FIXED_STRIDE_SCHEDULERS = (
@@ -106,7 +106,7 @@ def scheduler_settings(scheduler: SchedulerMixin) -> dict[str, object]:
 
 
 def check_scheduler(scheduler: SchedulerMixin) -> None:
-    """Raise ValueError if a diffusion scheduler is unsupported, whichever number of steps is chosen.
+    """Raise ValueError if a diffusion scheduler is not supported for any number of steps.
 
     Raises:
         ValueError: the scheduler has no betas; the network predicts a velocity of flow matching; the scheduler clips
@@ -143,7 +143,7 @@ def diffusion_steps(scheduler: SchedulerMixin, steps: int) -> tuple[Tensor, Tens
     check_signal(scheduler.config, table, timesteps[:1])
     if isinstance(scheduler, FIXED_STRIDE_SCHEDULERS):
         next_timesteps = timesteps - len(table) // int(steps)
-        final_alpha_bar = float(getattr(configured, "final_alpha_cumprod", 1.0))  # DDPM has none: its end is noise-free
+        final_alpha_bar = float(getattr(configured, "final_alpha_cumprod", 1.0))  # DDPM ends at 1
     elif isinstance(scheduler, TCDScheduler):
         next_timesteps = _next_entries(timesteps)
         final_alpha_bar = float(table[0])

@@ -42,15 +42,16 @@ IGNORED_CONFIG_KEYS = ("requires_safety_checker", "requires_aesthetics_score")
 class LatentDiffusion:
     """A text-to-image model with tensor inputs and outputs, created from a diffusers pipeline.
 
-    All registered model families are supported (:mod:`rnri.models.families`). The pipeline remains usable: its training
-    modes, ``requires_grad`` flags, dtypes and scheduler are restored after every call. Images are ``[B,3,H,W]`` with
-    values in [0, 1]. Latents ``z [B,C,h,w]`` are scaled to about unit variance, as in the training of the network.
+    The pipelines of all registered model families are supported, see :mod:`rnri.models.families`. The pipeline remains
+    usable: its training modes, ``requires_grad`` flags, dtypes and scheduler are restored after every call. Images are
+    ``[B,3,H,W]`` with values in [0, 1]. Latents ``z [B,C,h,w]`` are scaled to about unit variance, as in the training
+    of the network.
 
     ``sample`` and ``pipe(latents=seed)`` generate the same image from a seed if the pipeline's scheduler is DDIM or
-    flow matching (FLUX's pipeline takes the packed seed). Other schedulers generate a different image: Euler scales
-    latents by 0.9977 for trailing timesteps, the latents of PNDM differ by up to 7 % for few steps, and LCM adds noise
-    between steps. With the scheduler that ``rnri.scheduler_for`` returns, the pipeline generates the same image as
-    ``sample``.
+    flow matching; FLUX's pipeline takes the packed seed. With other schedulers, the pipeline generates a different
+    image. For example, Euler scales latents by 0.9977 for trailing timesteps, and LCM adds noise between steps; the
+    latents of PNDM differ by up to 7 % for few steps. With the scheduler that ``rnri.scheduler_for`` returns, the
+    pipeline generates the same image as ``sample``.
 
     Args:
         pipeline: a diffusers pipeline; CPU offload is supported.
@@ -120,7 +121,7 @@ class LatentDiffusion:
         check_scheduler_name(scheduler)
         check_lora(lora)
         if compile:
-            from rnri.models.compilation import check_compiler  # most users do not compile
+            from rnri.models.compilation import check_compiler  # imported here, because most users do not compile
 
             check_compiler(torch.device(device))
         if dtype == "auto":
@@ -133,7 +134,7 @@ class LatentDiffusion:
         if lora is not None:
             load_lora(pipeline, lora, local_files_only=local_files_only)
         model = cls(pipeline.to(device), default_guidance)
-        for network in components(model.pipeline).values():  # otherwise every call would have to change the modes
+        for network in components(model.pipeline).values():  # once, so that no call has to change the modes
             network.eval().requires_grad_(False)
         if compile:
             model.compile_network()
@@ -148,7 +149,7 @@ class LatentDiffusion:
         Raises:
             ConfigError: PyTorch finds no compiler for the device.
         """
-        from rnri.models.compilation import compile_network  # most users do not compile
+        from rnri.models.compilation import compile_network  # imported here, because most users do not compile
 
         compile_network(self.family.network, self.device)
 
@@ -190,9 +191,9 @@ class LatentDiffusion:
         """Hexadecimal SHA-256 hash of the model's weights and settings, independent of the checkpoint's location.
 
         The hash includes active adapters and their scales, tokenizers, the scheduler and its tables, attention
-        processors and hooks, and whether the network is compiled, but no unused components. The same weights in a
-        different dtype have a different fingerprint. Every access reads all weights, because a weight can change
-        without notice. Cache the value as long as the model does not change.
+        processors and hooks, and whether the network is compiled. Components that are not used are not included. The
+        same weights in a different dtype have a different fingerprint. Every access reads all weights, because a weight
+        can change without notice. Cache the value as long as the model does not change.
         """
         networks = {name: value for name, value in components(self.pipeline).items() if name not in IGNORED_COMPONENTS}
         settings: dict[str, object] = {"scheduler": scheduler_settings(self.pipeline.scheduler)}
@@ -221,7 +222,7 @@ class LatentDiffusion:
     def decode(self, z0: Tensor, *, clamp: bool = True) -> Tensor:
         """Return the images ``[B,3,H,W]``, float32, of the clean latents ``z0 [B,C,h,w]``.
 
-        The function is differentiable with respect to ``z0``.
+        The images are differentiable with respect to ``z0``.
 
         ``clamp=True`` clamps pixel values to [0, 1], as diffusers does; the gradient of clamped values is 0.
         ``clamp=False`` returns values that can be slightly outside of [0, 1], for losses that need gradients at
@@ -287,7 +288,7 @@ class LatentDiffusion:
         return trajectory(seed, predictor, schedule, keep_last=keep_last, checkpoint=checkpoint, on_step=on_step)
 
     def noise(self, sample_ids: Sequence[int | str], seed: int) -> Tensor:
-        """Return standard normal seeds ``[B,C,h,w]``, float32, one per sample id.
+        """Return standard normal noise latents ``[B,C,h,w]``, float32, one per sample id.
 
         Each row depends only on the random seed ``seed`` and on the row's sample id, not on the batch, the device or
         the number of processes.

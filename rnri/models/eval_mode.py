@@ -19,10 +19,10 @@ def eval_no_grad(*modules: nn.Module) -> Iterator[None]:
 
     Training modes and ``requires_grad`` flags are restored on exit, also after an exception. Gradients with respect to
     the inputs are still computed. A backward pass that recomputes the forward pass must enter the ``with`` block again.
-    The modes and flags are read on every entry, so changes that the user makes between two entries are preserved. If
-    ``eval_no_grad`` is entered again inside a block for the same modules, it does nothing: reading all modes and flags
-    takes about a hundredth of the running time of a small network. Inversion and sampling therefore enter one block
-    around all their network evaluations.
+    The modes and flags are read on every entry, so changes that the user makes between two entries are preserved.
+    Entering ``eval_no_grad`` again inside a block for the same modules does nothing. Reading all modes and flags takes
+    about a hundredth of the running time of a small network; therefore inversion and sampling enter one block around
+    all their network evaluations.
     """
     prepared = _PREPARED.get()
     modules = tuple(module for module in modules if module not in prepared)
@@ -52,7 +52,7 @@ def _submodules(modules: tuple[nn.Module, ...]) -> list[nn.Module]:
     """Return ``modules`` and all their submodules; a submodule with two parents may appear twice.
 
     ``nn.Module.modules()`` also builds the name of each submodule and is ten times slower than this function. The speed
-    matters because this function is called in every network evaluation that is not part of an inversion or a sampling.
+    matters because ``_submodules`` is called in every network evaluation outside of inversion and sampling.
     """
     result = list(modules)
     for module in result:  # the list grows during the loop

@@ -42,7 +42,7 @@ def family_of(pipeline: DiffusionPipeline) -> Family:
 
 
 def _similar_pipeline(pipeline: DiffusionPipeline) -> str | None:
-    """Return the most similar class name among the supported pipeline classes that accept the components."""
+    """Return the supported pipeline class with the most similar name that accepts the components of ``pipeline``."""
     name = type(pipeline).__name__
     candidates = [
         pipeline_class.__name__

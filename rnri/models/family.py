@@ -26,8 +26,8 @@ _FAMILIES: dict[type[DiffusionPipeline], type[Family]] = {}
 class Family(ABC):
     """Base class of model families; a family implements everything that depends on the model's architecture.
 
-    A family defines the network, its conditions, its latents and its schedule. Latents have the shape ``[B,C,h,w]``
-    everywhere except in the ``latents=`` argument of the pipeline, which takes the output of ``pack``. The decorator
+    A family defines the network, its conditions, its latents and its schedule. Latents have the shape ``[B,C,h,w]`` in
+    all methods; ``pack`` converts them to the layout of the pipeline's ``latents=`` argument. The decorator
     :func:`register_family` registers subclasses.
 
     Args:
@@ -109,7 +109,7 @@ class Family(ABC):
         """Return the schedule that the pipeline uses for latents of size ``(h, w)`` and ``steps`` sampling steps."""
 
     def latent_statistics(self, latents: Tensor) -> tuple[Tensor | float, Tensor | float]:
-        """Return ``(mean, std)``, on the device of ``latents``.
+        """Return the ``(mean, std)`` with which the VAE's latents are normalized, on the device of ``latents``.
 
         A latent ``z`` of the network corresponds to the VAE's latent ``std z + mean``.
         """
@@ -123,7 +123,7 @@ class Family(ABC):
         return mean, std / config.get("scaling_factor", 1.0)
 
     def vae_mean(self, vae: ModelMixin, pixels: Tensor) -> Tensor:
-        """Return the mean of the posterior distribution of ``vae``, which is not normalized.
+        """Return the mean of the posterior distribution of ``vae``, which is not normalized to unit variance.
 
         Args:
             vae: the pipeline's VAE, or a float32 copy of it.
@@ -136,7 +136,7 @@ class Family(ABC):
 
         Args:
             vae: the pipeline's VAE, or a float32 copy of it.
-            latents: latents ``[B,C,h,w]`` that are not normalized, as ``vae_mean`` returns them.
+            latents: latents ``[B,C,h,w]`` without normalization to unit variance, as ``vae_mean`` returns them.
         """
         return vae.decode(latents, return_dict=False)[0]
 
@@ -146,14 +146,14 @@ class Family(ABC):
         return self.network.dtype
 
     def pipeline_kwargs(self, guidance: float) -> dict[str, Any]:
-        """Return the arguments with which a pipeline call samples as this family does.
+        """Return the arguments with which a call of the pipeline samples with the guidance scale ``guidance``.
 
         Args:
             guidance: scale of classifier-free guidance; 1 means no guidance.
 
         Returns:
-            The arguments by name. If they contain ``negative_prompt``, the pipeline call always gets one negative
-            prompt per image, also if all negative prompts are empty.
+            The arguments by name. If ``negative_prompt`` is among the arguments, a pipeline call must pass one negative
+            prompt per image, even if all negative prompts are empty.
         """
         return {"guidance_scale": guidance}
 
@@ -194,7 +194,7 @@ class TransformerFamily(Family):
     def dynamic_shift(self, latent_size: tuple[int, int], max_shift: float = 1.15) -> float | None:
         """Return the shift ``mu`` of the scheduler, which grows with the number of image tokens.
 
-        None means that the scheduler has a fixed shift.
+        If the scheduler has a fixed shift, None is returned.
 
         Args:
             latent_size: height and width of the latents.

@@ -43,7 +43,7 @@ def tensor_digest(tensor: Tensor) -> str:
 
 
 def runtime_flags(module: nn.Module) -> dict[str, object]:
-    """Return those settings of a loaded network that change the network's output but are neither weights nor config.
+    """Return the settings of a loaded network that change its output but are neither weights nor config.
 
     The returned settings are adapters, FreeU, attention processors, hooks and tiling. The settings are read from
     attributes of ``peft`` layers, of diffusers' attention processors and of diffusers' blocks, without importing

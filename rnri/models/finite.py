@@ -1,4 +1,4 @@
-"""Raises errors for latents and images that are not finite; pipelines would return black images instead."""
+"""Errors for latents and images with NaN or infinite values, for which pipelines would return black images."""
 
 from __future__ import annotations
 

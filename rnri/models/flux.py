@@ -27,7 +27,7 @@ TIMESTEP_SCALE = 1_000
 
 @dataclass(frozen=True)
 class FluxDenoiser(TransformerDenoiser):
-    """``Denoiser`` that returns the velocity ``n - x0`` predicted by a ``FluxTransformer2DModel``.
+    """``Denoiser`` that returns the velocity (noise minus clean latent) predicted by a ``FluxTransformer2DModel``.
 
     The guidance scale, which the network of FLUX.1 dev takes as an input, is part of the condition.
 
@@ -40,8 +40,8 @@ class FluxDenoiser(TransformerDenoiser):
     image_ids: Tensor  # [hw/4,3]
 
     def network(self, z: Tensor, t: float, condition: Condition) -> Tensor:
-        # As in the pipeline, the timestep is converted to the network's dtype before the division. In half precision
-        # the result depends on this order.
+        # As in the pipeline, the timestep is converted to the network's dtype before the division; in half precision,
+        # converting it after the division would give a different result.
         timestep = self.timesteps(z, t).to(self.dtype) / TIMESTEP_SCALE
         with eval_no_grad(self.transformer):
             output = self.transformer(
@@ -156,7 +156,7 @@ class FluxFamily(PackedTransformerFamily):
         return self.pipeline._prepare_latent_image_ids(batch_size, height, width, device, dtype)
 
     def schedule(self, steps: int, latent_size: tuple[int, int]) -> Schedule:
-        """Return the pipeline's schedule: sigmas from 1 to ``1 / steps``, shifted by the number of image tokens."""
+        """Return the pipeline's schedule: sigmas from 1 to ``1 / steps``; dynamic shifting uses the image size."""
         config = self.pipeline.scheduler.config
         check_steps(steps, config.num_train_timesteps)
         mu = self.dynamic_shift(latent_size)

@@ -22,15 +22,15 @@ PATCH = 2
 """Side of the square patches of VAE latents that become the channels of one element of the pipeline's latents."""
 
 TEXT_LAYERS = 3
-"""Number of layers of the text encoder whose hidden states are concatenated to text embeddings."""
+"""Number of text encoder layers; the hidden states of these layers are concatenated to form the text embeddings."""
 
 
 @dataclass(frozen=True)
 class Flux2Denoiser(FluxDenoiser):
-    """``Denoiser`` that returns the velocity ``n - x0`` predicted by a ``Flux2Transformer2DModel``.
+    """``Denoiser`` that returns the velocity (noise minus clean latent) predicted by a ``Flux2Transformer2DModel``.
 
-    Each spatial element of the latents is one image token. The position ids of the text are ``[L,4]``, those of the
-    image ``[hw,4]``.
+    Each spatial element of the latents is one image token. The position ids of the text tokens have the shape
+    ``[L,4]``, and the position ids of the image tokens have the shape ``[hw,4]``.
     """
 
     def to_tokens(self, z: Tensor) -> Tensor:
@@ -47,8 +47,8 @@ class Flux2Denoiser(FluxDenoiser):
 class Flux2Family(TransformerFamily):
     """Model family of ``Flux2Pipeline`` (FLUX.2 dev), which takes the guidance scale as an input of the network.
 
-    The latents ``[B,4C,h,w]`` are those of the pipeline's ``latents=`` argument: 2 x 2 patches of the VAE's latents
-    ``[B,C,2h,2w]``, normalized by the running mean and variance of the VAE's batch norm.
+    The latents ``[B,4C,h,w]`` are 2 x 2 patches of the VAE's latents ``[B,C,2h,2w]``, normalized by the running mean
+    and variance of the VAE's batch norm. The pipeline's argument ``latents=`` takes the same latents.
     """
 
     pipelines: ClassVar = (Flux2Pipeline,)
@@ -118,7 +118,7 @@ class Flux2Family(TransformerFamily):
     def schedule(self, steps: int, latent_size: tuple[int, int]) -> Schedule:
         """Return the pipeline's schedule: sigmas from 1 to ``1 / steps``.
 
-        A dynamic shift depends on the number of image tokens and on ``steps``.
+        With dynamic shifting, the shift of the sigmas depends on the number of image tokens and on ``steps``.
         """
         from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
 
@@ -130,7 +130,7 @@ class Flux2Family(TransformerFamily):
         return Schedule.from_scheduler(scheduler, steps, sigmas=np.linspace(1.0, 1 / steps, steps).tolist(), mu=mu)
 
     def _check_negatives(self, negatives: list[str]) -> None:
-        """Raise ValueError if a negative prompt is not empty, because the pipelines of FLUX.2 take none."""
+        """Raise ValueError if a negative prompt is not empty; the pipelines of FLUX.2 take no negative prompt."""
         if any(negatives):
             raise ValueError(
                 f"negative_prompt: must be empty for {type(self.pipeline).__name__}, which takes no negative prompt, "
@@ -153,10 +153,10 @@ class Flux2Family(TransformerFamily):
 
 @register_family
 class Flux2KleinFamily(Flux2Family):
-    """Model family of ``Flux2KleinPipeline``: FLUX.2 klein base, with classifier-free guidance, and distilled klein.
+    """Model family of ``Flux2KleinPipeline``: the base and the distilled checkpoints of FLUX.2 klein.
 
-    The negative prompt of the guidance is always empty, as in the pipeline. Distilled checkpoints
-    (``is_distilled`` in model_index.json) have no guidance.
+    Base checkpoints use classifier-free guidance, whose negative prompt is always empty, as in the pipeline. Distilled
+    checkpoints (``is_distilled`` in model_index.json) have no guidance.
     """
 
     pipelines: ClassVar = (Flux2KleinPipeline,)

@@ -11,16 +11,16 @@ if TYPE_CHECKING:
     from diffusers import ModelMixin
 
 RUNTIME_OPTIONS = ("use_slicing", "use_tiling")
-"""Attributes of a diffusers autoencoder, neither weights nor config, that the float32 copy takes over.
+"""Attributes of a diffusers autoencoder, neither weights nor config, that are copied to the float32 copy.
 
-The float32 copy also takes over all attributes whose names start with ``tile_`` (the tile sizes).
+All attributes whose names start with ``tile_`` (the tile sizes) are also copied to the float32 copy.
 """
 
 
 class Float32Copy:
     """Stores a float32 copy of a diffusers network and creates a new copy when the network has changed.
 
-    The class detects a different network, a replaced weight, and in-place changes that PyTorch counts in
+    ``Float32Copy`` detects a different network, a replaced weight, and in-place changes that PyTorch counts in
     ``tensor._version``, such as changes by ``load_state_dict`` and by optimizers. Changes through ``weight.data``, and
     in-place changes of weights that were created under ``torch.inference_mode``, are not detected.
     """

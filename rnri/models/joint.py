@@ -13,7 +13,7 @@ from rnri.models.predictor import Condition, Denoiser, GuidedDenoiser, NoisePred
 
 
 class JointPredictor:
-    """Predictors of the same network for different prompts or guidance scales, evaluated in one batch.
+    """Several predictors of one network, for different prompts or guidance scales, that are evaluated in one batch.
 
     Each predictor counts the same network evaluations as in a separate call. Predictors that do not share one network,
     such as predictors of different classes, are evaluated in separate calls.

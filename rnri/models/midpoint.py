@@ -19,9 +19,10 @@ class MidpointPredictor(NoisePredictor):
 
         y(z) = v(z + h/2 v(z, sigma_t), sigma_t + h/2);    z_s = z + h y(z)
 
-    Therefore ``sample(seed, MidpointPredictor(...), schedule)`` is the midpoint sampler and computes its gradients.
-    ``ImplicitStep`` with this predictor is the equation that the exact inverse of a midpoint step solves. This
-    predictor and the predictor that it wraps share their evaluation counts.
+    Here ``v(z, sigma)`` is the velocity that the network predicts. ``sample(seed, MidpointPredictor(...), schedule)``
+    is the midpoint sampler and is differentiable with respect to ``seed``. Solving ``ImplicitStep`` with a
+    ``MidpointPredictor`` inverts a midpoint step exactly. A ``MidpointPredictor`` and the predictor that it wraps share
+    their evaluation counts.
 
     Attributes:
         schedule: the flow-matching schedule; the predictor may be called only at the timesteps of this schedule.
@@ -58,9 +59,9 @@ def timestep_at_sigma(schedule: Schedule, i: int, sigma: float) -> float:
 def require_flow_matching(schedule: Schedule, method: str) -> None:
     """Raise ValueError unless ``schedule`` is a flow-matching schedule.
 
-    The check is for methods that evaluate the network between two timesteps of the schedule. A network that takes only
-    integer timesteps cannot be evaluated exactly at the midpoint of a step, which would reduce the method to first
-    order.
+    The midpoint rule and similar methods evaluate the network between two timesteps of the schedule. A network that
+    takes only integer timesteps cannot be evaluated exactly at the midpoint of a step, so that the midpoint rule would
+    only be first-order.
     """
     if schedule.predicts != "flow":
         raise ValueError(

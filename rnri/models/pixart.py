@@ -50,7 +50,7 @@ class PixArtFamily(TransformerFamily):
         return 4.5
 
     def pipeline_kwargs(self, guidance: float) -> dict[str, Any]:
-        """Return the guidance scale, and the setting without resolution binning, which would change the image size."""
+        """Return arguments that set the guidance scale and disable resolution binning, which changes the image size."""
         return super().pipeline_kwargs(guidance) | {"use_resolution_binning": False}
 
     def check(self) -> None:

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 class Evaluations:
     """Numbers of network evaluations of a predictor and of all predictors that its ``select`` method returns.
 
-    ``forward`` and ``backward`` count samples; ``calls`` counts batches. Classifier-free guidance processes two rows
-    per sample, but the sample counts only once. A recomputation under gradient checkpointing counts as an evaluation.
+    ``forward`` is the number of samples that the network has processed, ``backward`` is the number of samples for which
+    a gradient was computed, and ``calls`` is the number of batches. Classifier-free guidance processes two rows per
+    sample, but the sample counts only once. A recomputation under gradient checkpointing counts as an evaluation.
     """
 
     forward: int = 0
@@ -57,7 +58,7 @@ class Denoiser(Protocol):
 class NoisePredictor:
     """A callable ``(z [B,C,h,w], t) -> y`` that predicts noise or velocity and counts network evaluations.
 
-    ``y`` has the shape and dtype of ``z``. ``y`` is the velocity ``n - x0`` if the model's
+    ``y`` has the shape and dtype of ``z``. ``y`` is the velocity (noise minus clean latent) if the model's
     ``Schedule.predicts`` is "flow", otherwise the noise. ``denoiser`` applies the prompts, the guidance and all
     conversions. This predictor and all predictors that ``select`` returns share three counts:
 
@@ -92,11 +93,12 @@ class NoisePredictor:
     def jvp(self, z: Tensor, t: float, direction: Tensor) -> tuple[Tensor, Tensor]:
         """Return ``y(z, t)`` and its derivative along ``direction [B,C,h,w]``, by forward-mode differentiation.
 
-        A call counts as one forward and one backward evaluation per sample, because a call takes about as long.
+        A call counts as one forward and one backward evaluation per sample, because it takes about as long as both
+        together.
         """
         self._count_backward(len(z))
         with sdpa_kernel(SDPBackend.MATH):  # fused attention kernels do not support forward-mode differentiation
-            # Type checkers need [:2], because with has_aux the function would return a third value.
+            # [:2] is needed for type checkers only: with has_aux=True, jvp would return a third value.
             return torch.func.jvp(lambda point: self(point, t), (z,), (direction,))[:2]
 
     def unguided(self) -> NoisePredictor:
@@ -109,7 +111,7 @@ class NoisePredictor:
         Raises:
             ValueError: guidance is off, or the denoiser has no text condition.
         """
-        denoiser: Any = self.denoiser  # the protocol has no negative condition
+        denoiser: Any = self.denoiser  # the protocol Denoiser has no attribute negative
         if getattr(denoiser, "negative", None) is None:
             raise ValueError("guidance is off, so there is no negative condition to replace; set guidance above 1.")
         return replace(self, denoiser=replace(denoiser, negative=negative))
@@ -173,7 +175,7 @@ class Condition:
     def cat(self, other: Condition) -> Condition:
         """Return the rows of this condition followed by the rows of ``other``.
 
-        If the numbers of text embeddings differ, the shorter condition is padded; it must have the input ``mask``.
+        If the numbers of text embeddings differ, the shorter condition, which must have the input ``mask``, is padded.
         """
         length = max(self.text.shape[1], other.text.shape[1])
         first = self._pad(length)
@@ -251,8 +253,8 @@ class GuidedDenoiser(ABC):
     def guided(self, negative: Tensor, positive: Tensor) -> Tensor:
         """Return the guided output from the outputs for the negative and the positive condition, each ``[B,C,h,w]``.
 
-        The default is ``negative + guidance (positive - negative)``. A family may override it by a function that is not
-        affine in the outputs, so callers must not assume the default.
+        By default, the guided output is ``negative + guidance (positive - negative)``. A subclass may override
+        ``guided`` by a function that is not affine in ``negative`` and ``positive``.
         """
         return negative + self.guidance * (positive - negative)
 

@@ -24,14 +24,14 @@ UNSUPPORTED_INPUTS = {
     "use_additional_t_cond": "the kind of each image",
     "use_layer3d_rope": "layers of an image",
 }
-"""Config fields of a ``QwenImageTransformer2DModel`` that needs an input in addition to a latent, a time and text."""
+"""Maps config fields of a ``QwenImageTransformer2DModel`` to the input that the model needs if the field is on."""
 
 
 @dataclass(frozen=True)
 class QwenImageDenoiser(TransformerDenoiser):
-    """``Denoiser`` that returns the velocity ``n - x0`` predicted by a ``QwenImageTransformer2DModel``.
+    """``Denoiser`` that returns the velocity (noise minus clean latent) predicted by a ``QwenImageTransformer2DModel``.
 
-    ``Condition.added["mask"]`` (bool ``[B,L]``) marks the text embeddings of the prompt.
+    ``Condition.added["mask"]`` (bool ``[B,L]``) is True for text embeddings of the prompt and False for padding.
     """
 
     def network(self, z: Tensor, t: float, condition: Condition) -> Tensor:
@@ -61,15 +61,15 @@ class QwenImageDenoiser(TransformerDenoiser):
 
 @dataclass(frozen=True)
 class QwenImage21Denoiser(TransformerDenoiser):
-    """``Denoiser`` that returns the velocity ``n - x0`` predicted by a ``QwenImage21Transformer2DModel``.
+    """``Denoiser`` that returns the velocity (noise minus clean latent) of a ``QwenImage21Transformer2DModel``.
 
-    Each spatial element of the latents is one image token. ``Condition.added["mask"]`` (bool ``[B,L]``) marks the text
-    embeddings of the prompt. The positions of the image tokens depend on the number of text embeddings, including
-    padding, so prompts of different lengths are evaluated separately, without padding.
+    Each spatial element of the latents is one image token. ``Condition.added["mask"]`` (bool ``[B,L]``) is True for
+    text embeddings of the prompt and False for padding. Prompts of different lengths are evaluated separately and
+    without padding, because padding would change the positions of the image tokens.
     """
 
     def network(self, z: Tensor, t: float, condition: Condition) -> Tensor:
-        lengths = torch.tensor(condition.lengths)  # on the CPU, so that the groups are found without the device
+        lengths = torch.tensor(condition.lengths)  # on the CPU, so that grouping does not wait for a GPU
         groups = {length: (lengths == length).nonzero().flatten() for length in lengths.unique().tolist()}
         if len(groups) == 1:
             return self._network(z, t, condition.text[:, : condition.lengths[0]])
@@ -101,8 +101,8 @@ class QwenImage21Denoiser(TransformerDenoiser):
 class QwenImageFamily(PackedTransformerFamily):
     """Model family of ``QwenImagePipeline``.
 
-    The guidance scale is the pipeline's ``true_cfg_scale``, which has an effect only if the call has a negative prompt,
-    which may be empty.
+    The guidance scale is the pipeline's argument ``true_cfg_scale``. It has an effect only if the pipeline call also
+    has a negative prompt, which may be empty.
     """
 
     pipelines: ClassVar = (QwenImagePipeline,)
@@ -120,7 +120,7 @@ class QwenImageFamily(PackedTransformerFamily):
         return {"true_cfg_scale": guidance} | ({"negative_prompt": ""} if guidance > 1 else {})
 
     def vae_mean(self, vae: ModelMixin, pixels: Tensor) -> Tensor:
-        """Return the mean of the posterior distribution of a video of one frame."""
+        """Return the mean of the VAE's posterior distribution; the VAE receives each image as a video of one frame."""
         return super().vae_mean(vae, pixels.unsqueeze(2)).squeeze(2)
 
     def vae_decode(self, vae: ModelMixin, latents: Tensor) -> Tensor:
@@ -141,7 +141,7 @@ class QwenImageFamily(PackedTransformerFamily):
         """Raise ValueError if the components do not fit together, or the scheduler is not supported.
 
         Args:
-            text_field: field of the transformer's config with the width of the text embeddings.
+            text_field: field of the transformer's config that defines the width of the text embeddings.
         """
         check_latent_channels(self.pipeline, self.channels, "take the transformer and the VAE from one checkpoint")
         check_embedding_dim(
@@ -169,7 +169,8 @@ class QwenImageFamily(PackedTransformerFamily):
     def _encode(self, prompts: list[str]) -> Condition:
         """Return the text embeddings of ``prompts``.
 
-        By default, a call of the pipeline uses fewer tokens than its method ``encode_prompt``.
+        The maximum number of tokens is the default of a pipeline call, which is smaller than the default of
+        ``encode_prompt``.
         """
         options = {}
         maximum = inspect.signature(self.pipeline.__call__).parameters.get("max_sequence_length")
@@ -183,7 +184,7 @@ class QwenImageFamily(PackedTransformerFamily):
         return Condition(text, {"mask": mask.bool()})
 
     def schedule(self, steps: int, latent_size: tuple[int, int]) -> Schedule:
-        """Return the pipeline's schedule; a dynamic shift depends on the number of image tokens."""
+        """Return the pipeline's schedule; with dynamic shifting, the shift depends on the number of image tokens."""
         scheduler = self.pipeline.scheduler
         check_steps(steps, scheduler.config.num_train_timesteps)
         return Schedule.from_scheduler(scheduler, steps, sigmas=self._sigmas(steps), mu=self.dynamic_shift(latent_size))
@@ -203,8 +204,8 @@ class QwenImageFamily(PackedTransformerFamily):
 class QwenImage21Family(QwenImageFamily):
     """Model family of ``QwenImage21Pipeline`` for generation from text alone.
 
-    The VAE has four color channels. Images are encoded as opaque, and the decoded opacity is ignored. In a pipeline
-    call for several prompts, the padding of the shorter prompts changes the images.
+    The images of the VAE have four channels: RGB and opacity. Images are encoded as opaque, and the decoded opacity is
+    ignored. In a pipeline call for several prompts, the padding of the shorter prompts changes the images.
     """
 
     pipelines: ClassVar = (QwenImage21Pipeline,)

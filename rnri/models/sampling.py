@@ -1,4 +1,4 @@
-"""Deterministic first-order sampling (DDIM, flow matching), differentiable with respect to the seed."""
+"""Deterministic first-order sampling (DDIM, flow matching), differentiable with respect to the initial noise."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LatentCallback = Callable[[int, Tensor], None]
 
 
 def no_callback(_step: int, _latent: object) -> None:
-    """Do nothing."""
+    """Do nothing; the default callback."""
 
 
 def to_state_dtype(z: Tensor) -> Tensor:
@@ -28,7 +28,7 @@ def ddim_step(z: Tensor, predictor: NoisePredictor, schedule: Schedule, i: int) 
     """Return the latent after step ``i`` of DDIM (RNRI, arXiv 2312.12540, Eq. 2) or of flow matching's Euler sampler.
 
     The step computes ``z_s = (z_t - B y(z_t, t)) / A``, where ``y`` is the predicted noise or velocity, depending on
-    ``schedule.predicts``.
+    ``schedule.predicts``, and ``A`` and ``B`` are the coefficients ``schedule.coefficients(i)``.
     """
     a, b = schedule.coefficients(i)
     return (z - b * predictor(z, schedule.timestep(i))) / a
@@ -42,10 +42,10 @@ def sample(
     checkpoint: bool = False,
     on_step: LatentCallback = no_callback,
 ) -> Tensor:
-    """Return the clean latent ``z0 [B,C,h,w]`` sampled from ``seed [B,C,h,w]``, in the dtype of ``seed``.
+    """Return the clean latent that is sampled from the initial noise ``seed [B,C,h,w]``, in the dtype of ``seed``.
 
-    The latents between the steps are float64, whichever dtypes the seed and the network have. The result is
-    differentiable if ``seed`` requires a gradient. ``checkpoint=True`` recomputes each step in the backward pass, so
+    The latents between the steps are float64 (float32 on MPS) for all dtypes of ``seed`` and of the network. The result
+    is differentiable if ``seed`` requires a gradient. ``checkpoint=True`` recomputes each step in the backward pass, so
     that sampling stores one latent per step instead of all network activations.
     """
     return trajectory(seed, predictor, schedule, keep_last=1, checkpoint=checkpoint, on_step=on_step)[0]
@@ -63,13 +63,12 @@ def trajectory(
 ) -> list[Tensor]:
     """Return the latents after the last ``keep_last`` steps; the last entry is the clean latent.
 
-    The arguments that are not described here have the same meaning as in ``sample``.
+    All arguments except ``keep_last`` and ``gradient_steps`` are described in :func:`sample`.
 
     Args:
         gradient_steps: number of last steps whose gradient passes through the network; None means all steps. In the
-            earlier steps, the gradient treats the network's prediction as a constant, and therefore passes only through
-            the linear part of the sampler (``dz_s/dz_t = 1/A``). The gradient of the earlier steps needs almost no time
-            or memory. The value of ``gradient_steps`` does not change the latents.
+            earlier steps, the gradient treats the network's prediction as a constant (``dz_s/dz_t = 1/A``), so that it
+            needs almost no time or memory. The value of ``gradient_steps`` does not change the latents.
 
     Raises:
         ValueError: ``keep_last`` is not between 1 and ``len(schedule)``, or ``gradient_steps`` is below 1.
@@ -81,7 +80,7 @@ def trajectory(
     first_with_grad = 0 if gradient_steps is None else len(schedule) - gradient_steps
     z = to_state_dtype(seed)
     latents = []
-    eval_mode = getattr(predictor, "eval_mode", nullcontext)  # a plain function has no network
+    eval_mode = getattr(predictor, "eval_mode", nullcontext)  # a function as predictor has no network
     with eval_mode():
         for i in range(len(schedule)):
             step = ddim_step

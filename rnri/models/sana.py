@@ -25,7 +25,7 @@ MULTIPLE = 32
 
 @dataclass(frozen=True)
 class SanaDenoiser(TransformerDenoiser):
-    """``Denoiser`` that returns the velocity ``n - x0`` predicted by a ``SanaTransformer2DModel``.
+    """``Denoiser`` that returns the velocity (noise minus clean latent) predicted by a ``SanaTransformer2DModel``.
 
     ``Condition.added["mask"]`` (int64 ``[B,L]``) excludes the padding tokens of the text from the attention.
     """
@@ -51,7 +51,7 @@ class SanaFamily(TransformerFamily):
 
     @property
     def patch(self) -> int:
-        """Divisor of the height and width of latents; the pipeline needs multiples of 32 pixels."""
+        """Height and width of the latents must be multiples of ``patch``; the pipeline needs multiples of 32 pixels."""
         return max(super().patch, MULTIPLE // self.pixels_per_latent)
 
     @property
@@ -72,7 +72,7 @@ class SanaFamily(TransformerFamily):
         return vae.encode(pixels).latent
 
     def pipeline_kwargs(self, guidance: float) -> dict[str, Any]:
-        """Return the guidance scale, and the setting without resolution binning, which would change the image size."""
+        """Return arguments that set the guidance scale and disable resolution binning, which changes the image size."""
         return super().pipeline_kwargs(guidance) | {"use_resolution_binning": False}
 
     def check(self) -> None:

@@ -29,8 +29,8 @@ class Schedule:
 
     The levels after step ``i`` can differ from the levels before step ``i + 1``. DDIM and PNDM go to the timestep
     ``t - num_train_timesteps // steps``, which is not always the next timestep of the list. The two timesteps differ
-    for ``linspace`` spacing and, if ``steps`` does not divide ``num_train_timesteps``, for ``trailing`` spacing. In
-    spite of this difference, inversion is exact, because inversion uses the same levels as sampling. The list of
+    for ``linspace`` spacing and, if ``steps`` does not divide ``num_train_timesteps``, for ``trailing`` spacing.
+    Inversion is exact even if the levels differ, because inversion uses the same levels as sampling. The list of
     timesteps only determines which timestep the network receives.
 
     Attributes:
@@ -92,8 +92,8 @@ class Schedule:
         A step of a scheduler with sigmas (Euler, DPM, UniPC, LMS, ...) goes to the next sigma of the scheduler's list,
         so a few-step turbo checkpoint becomes deterministic DDIM with trailing timesteps. A step of LCM or TCD goes to
         the next timestep of the list. If the scheduler adds noise between steps or uses steps of a higher order, the
-        schedule replaces them by first-order steps without noise. A ``FlowMatchEulerDiscreteScheduler`` provides its
-        shifted sigmas.
+        schedule replaces them by first-order steps without noise. The noise levels of a
+        ``FlowMatchEulerDiscreteScheduler`` are its shifted sigmas.
 
         Args:
             scheduler: a diffusers scheduler for diffusion or flow matching.
@@ -103,11 +103,12 @@ class Schedule:
             mu: shift parameter for a flow-matching scheduler whose shift depends on the image size.
 
         Raises:
-            ValueError: ``steps`` is not an integer from 1 to the scheduler's maximum; the scheduler has no betas, has
-                fractional or repeated timesteps (Heun, KDPM2), has noise levels that differ from the training schedule
-                (Karras sigmas, flow sigmas), clips the latent, or adds noise in flow matching; the network predicts
-                noise at a timestep at which the latent is pure noise (zero terminal SNR); ``mu`` is missing; or ``mu``
-                or ``sigmas`` would have no effect.
+            ValueError: ``steps`` is not an integer from 1 to the scheduler's maximum, ``mu`` is missing, ``mu`` or
+                ``sigmas`` would have no effect, or the scheduler is not supported. A scheduler is not supported if it
+                has no betas, has fractional or repeated timesteps (Heun, KDPM2), replaces the noise levels of the
+                training schedule (Karras sigmas, flow sigmas), clips the latent, or adds noise in flow matching. A
+                scheduler is also not supported if the network predicts noise and the latent at a timestep is pure noise
+                (zero terminal SNR).
         """
         from rnri.models.diffusers_schedulers import diffusion_steps, flow_steps, is_flow  # imports diffusers
 
@@ -125,8 +126,9 @@ class Schedule:
         """The scales ``c`` and times ``tau`` before every step and after the last step, each float64 ``[N+1]``.
 
         In the variables ``z / c`` and ``tau``, every step is an Euler step:
-        ``z_s / c_s = z_t / c_t + (tau_s - tau_t) y``. If the predictor returns noise, ``c = alpha`` and
-        ``tau = sigma / alpha``. If the predictor returns the velocity, ``c = alpha + sigma`` and ``tau = sigma / c``.
+        ``z_s / c_s = z_t / c_t + (tau_s - tau_t) y``, where ``y`` is the prediction. If the predictor returns noise,
+        ``c = alpha`` and ``tau = sigma / alpha``. If the predictor returns the velocity, ``c = alpha + sigma`` and
+        ``tau = sigma / c``.
         """
         alpha = torch.cat([self.alpha, self.alpha_next[-1:]])
         sigma = torch.cat([self.sigma, self.sigma_next[-1:]])
@@ -150,9 +152,10 @@ class Schedule:
     def coefficients(self, i: int) -> tuple[float, float]:
         """Return the coefficients ``(A, B)`` of step ``i``.
 
-        The step is ``z_s = (z_t - B y(z_t)) / A``; its inverse is the implicit equation ``z_t = A z_s + B y(z_t)``. If
-        the predictor returns noise, ``A = alpha_t / alpha_s`` and ``B = sigma_t - A sigma_s`` (RNRI, arXiv 2312.12540,
-        Eq. 2 and 3). If the predictor returns the velocity, ``A = (alpha_t + sigma_t) / (alpha_s + sigma_s)`` and
+        The step from ``z_t`` to the cleaner latent ``z_s`` is ``z_s = (z_t - B y(z_t)) / A`` with the prediction ``y``.
+        The inverse of the step is the implicit equation ``z_t = A z_s + B y(z_t)``. If the predictor returns noise,
+        ``A = alpha_t / alpha_s`` and ``B = sigma_t - A sigma_s`` (RNRI, arXiv 2312.12540, Eq. 2 and 3). If the
+        predictor returns the velocity, ``A = (alpha_t + sigma_t) / (alpha_s + sigma_s)`` and
         ``B = (alpha_s sigma_t - alpha_t sigma_s) / (alpha_s + sigma_s)``. For flow matching (``alpha + sigma = 1``) the
         coefficients are ``A = 1`` and ``B = sigma_t - sigma_s``.
         """
@@ -166,8 +169,9 @@ class Schedule:
     def derivative(self, i: int, variance: float) -> float:
         """Return the derivative of step ``i``'s ``f(z) = A z_s + B y(z)`` for Gaussian data with variance ``variance``.
 
-        ``y`` is the optimal prediction for this data. With ``v = variance``, the derivative of ``y`` is
-        ``sigma / (alpha^2 v + sigma^2)`` for noise and ``(sigma - alpha v) / (alpha^2 v + sigma^2)`` for velocity.
+        ``y`` is the optimal prediction for Gaussian data with variance ``v = variance``. The derivative of ``y`` is
+        ``sigma / (alpha^2 v + sigma^2)`` if ``y`` is noise, and ``(sigma - alpha v) / (alpha^2 v + sigma^2)`` if ``y``
+        is velocity.
         """
         alpha, sigma, *_ = self.alpha_sigma(i)
         slope = sigma if self.predicts == "epsilon" else sigma - alpha * variance
@@ -184,10 +188,10 @@ class Schedule:
         return list(zip(*(table.tolist() for table in tables), strict=True))
 
     def clean_and_noise(self, i: int, z: Tensor, prediction: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the estimates ``(x0, n)``, each ``[B,C,h,w]``, from a ``prediction`` at ``z`` before step ``i``.
+        """Return estimates of the clean latent and of the noise from a ``prediction`` at the latent before step ``i``.
 
-        A noise prediction determines ``x0`` only if ``alpha > 0``, which is true for every schedule of a noise
-        predictor.
+        A noise prediction determines the clean latent only if ``alpha > 0``, which is true for every schedule of a
+        network that predicts noise.
         """
         alpha, sigma = self.alpha_sigma(i)[:2]
         if self.predicts == "epsilon":

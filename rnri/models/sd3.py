@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SD3Denoiser(TransformerDenoiser):
-    """``Denoiser`` that returns the velocity ``n - x0`` predicted by an ``SD3Transformer2DModel``."""
+    """``Denoiser`` that returns the velocity (noise minus clean latent) predicted by an ``SD3Transformer2DModel``."""
 
     def network(self, z: Tensor, t: float, condition: Condition) -> Tensor:
         with eval_no_grad(self.transformer):
@@ -111,7 +111,7 @@ class SD3Family(TransformerFamily):
         )
 
     def schedule(self, steps: int, latent_size: tuple[int, int]) -> Schedule:
-        """Return the schedule of the scheduler's sigmas; a dynamic shift depends on the number of image tokens."""
+        """Return the scheduler's schedule; with dynamic shifting, the shift depends on the number of image tokens."""
         mu = self.dynamic_shift(latent_size, max_shift=1.16)
         return Schedule.from_scheduler(self.pipeline.scheduler, steps, mu=mu)
 

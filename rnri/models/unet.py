@@ -89,8 +89,7 @@ class UNetDenoiser(GuidedDenoiser):
 def to_noise(output: Tensor, z: Tensor, alpha_bar: float, prediction_type: str) -> Tensor:
     """Convert a network's ``output`` for the latents ``z`` to noise.
 
-    ``alpha_bar`` in (0, 1) is the cumulative alpha of the timestep; ``prediction_type`` tells what the network
-    predicts.
+    ``alpha_bar`` in (0, 1) is the cumulative alpha of the timestep; ``prediction_type`` is the type of ``output``.
     """
     alpha = alpha_bar**0.5
     sigma = (1 - alpha_bar) ** 0.5
@@ -152,7 +151,7 @@ class UNetFamily(Family):
         field = "cross_attention_dim" if config.get("encoder_hid_dim") is None else "encoder_hid_dim"
         values = [config[field]] if isinstance(config[field], int) else config[field]
         for expected in values:
-            if isinstance(expected, int):  # a list has the widths of the layers of one UNet level
+            if isinstance(expected, int):  # a nested list contains the widths of several layers
                 source = "the hidden size (the sum if there are two)"
                 check_embedding_dim("unet", field, expected=expected, actual=width, source=source)
 
@@ -189,9 +188,9 @@ class UNetFamily(Family):
     ) -> tuple[Condition, Condition | None]:
         """Return the pipeline's encodings of the prompts and, if ``guided``, of the negative prompts ``negatives``.
 
-        SDXL's default negative condition is all zeros instead of the encoding of "". The pipeline returns this default
-        only for ``negative_prompt=None``. Therefore the prompts are encoded twice if only some of the negative prompts
-        in a batch are empty.
+        For an empty negative prompt, SDXL's negative condition is all zeros instead of the encoding of "". The pipeline
+        returns zeros only for ``negative_prompt=None``. Therefore the prompts are encoded twice if only some of the
+        negative prompts in a batch are empty.
         """
         negative_prompt = negatives if guided and any(negatives) else None
         with eval_no_grad(*components(self.pipeline).values()):
@@ -221,7 +220,7 @@ class UNetFamily(Family):
 
         The original size and the target size are ``image_size``; the crop offset is zero.
 
-        The second result is empty if guidance is off.
+        If guidance is off, the inputs for the negative prompts are empty.
         """
         text, negative_text = pooled
         sizes = self.pipeline._get_add_time_ids(

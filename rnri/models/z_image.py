@@ -27,10 +27,11 @@ DEFAULT_SIDE = 1024
 
 @dataclass(frozen=True)
 class ZImageDenoiser(TransformerDenoiser):
-    """``Denoiser`` that returns the velocity ``n - x0`` predicted by a ``ZImageTransformer2DModel``.
+    """``Denoiser`` that returns the velocity (noise minus clean latent) predicted by a ``ZImageTransformer2DModel``.
 
-    The network returns the negative velocity, and its time runs from 0 (noise) to 1 (clean). The text embeddings are
-    padded to ``MAX_TOKENS``; ``Condition.added["mask"]`` (bool ``[B,L]``) marks the embeddings of the prompt.
+    The network returns the negative velocity, and its time input runs from 0 (noise) to 1 (clean). The text embeddings
+    are padded to ``MAX_TOKENS``; ``Condition.added["mask"]`` (bool ``[B,L]``) is True for embeddings of the prompt and
+    False for padding.
     """
 
     def network(self, z: Tensor, t: float, condition: Condition) -> Tensor:
@@ -46,8 +47,8 @@ class ZImageDenoiser(TransformerDenoiser):
 class ZImageFamily(TransformerFamily):
     """Model family of ``ZImagePipeline``, for Z-Image and Z-Image-Turbo.
 
-    As in all other families, the guidance scale of this family is the scale of classifier-free guidance; 1 disables
-    guidance. The pipeline's argument ``guidance_scale`` is this scale minus 1.
+    As in all other families, the guidance scale is the scale of classifier-free guidance, and 1 disables guidance. The
+    pipeline's argument ``guidance_scale`` is the scale of classifier-free guidance minus 1.
     """
 
     pipelines: ClassVar = (ZImagePipeline,)
@@ -101,7 +102,7 @@ class ZImageFamily(TransformerFamily):
         )
 
     def schedule(self, steps: int, latent_size: tuple[int, int]) -> Schedule:
-        """Return the schedule of the pipeline's sigmas; a dynamic shift depends on the number of image tokens."""
+        """Return the pipeline's schedule; with dynamic shifting, the shift depends on the number of image tokens."""
         sigmas = torch.linspace(1.0, 1 / steps, steps).tolist()
         return Schedule.from_scheduler(
             self.pipeline.scheduler, steps, sigmas=sigmas, mu=self.dynamic_shift(latent_size)
@@ -109,7 +110,7 @@ class ZImageFamily(TransformerFamily):
 
 
 def _condition(embeddings: Sequence[Tensor]) -> Condition:
-    """Return the condition of B text embeddings ``[L_i,D]``, padded to ``MAX_TOKENS``."""
+    """Return the condition of B prompts, whose text embeddings ``[L_i,D]`` are padded to ``[MAX_TOKENS,D]``."""
     text = torch.stack([pad(each, (0, 0, 0, MAX_TOKENS - len(each))) for each in embeddings])
     lengths = torch.tensor([len(each) for each in embeddings], device=text.device)
     return Condition(text, {"mask": torch.arange(MAX_TOKENS, device=text.device) < lengths[:, None]})

@@ -11,7 +11,7 @@ MAP_SIDE = 16
 
 
 class WordMaps:
-    """Attention maps of K sets of words, K maps per batch row, summed over layers and sampling steps.
+    """Attention maps of K sets of words, with K maps per batch row, summed over layers and sampling steps.
 
     Args:
         words: masks of the tokens of the K sets of words for R batch rows, ``[R,K,T]``; 1 for a token of a word in the
@@ -71,8 +71,9 @@ def blend_latents(latents: Tensor, maps: WordMaps, threshold: float, edits: Tens
     """Return ``latents [R,C,h,w]`` in which each edit equals its source outside the region that the edit may change.
 
     The region that may change is the union of the regions of the words ``maps.words[:, 0]`` in the edit and in the
-    source. If ``maps.words[:, 1]`` exists, the regions of these words in the edit and in the source are excluded from
-    the region that may change. As in the authors' code, only the regions of ``maps.words[:, 0]`` are dilated.
+    source. If ``maps.words[:, 1]`` exists, the regions of the words ``maps.words[:, 1]`` in the edit and in the source
+    are excluded from the region that may change. As in the authors' code, only the regions of ``maps.words[:, 0]`` are
+    dilated.
     """
     region = maps.region(0, threshold, dilate=True)
     changed = region[edits] | region[sources]

@@ -1,4 +1,4 @@
-"""Interface between ``rnri.editing`` and the attention layers of a network architecture."""
+"""Interface with which ``rnri.editing`` changes the attention layers of a network architecture."""
 
 from __future__ import annotations
 

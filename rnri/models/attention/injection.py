@@ -1,9 +1,9 @@
 """Attention injection in transformers whose text and image tokens share one softmax (Stable Diffusion 3, FLUX).
 
-In these transformers the attention to words cannot be replaced without changing the attention to the image. Instead, an
-edit uses the source's queries and keys, or the source's values, at the image tokens in the first sampling steps. Other
-editing methods for flow matching also inject attention (RF-Solver-Edit, https://arxiv.org/abs/2411.04746; Stable Flow,
-https://arxiv.org/abs/2411.14430).
+Because of the shared softmax, the attention to words cannot be replaced without changing the attention to the image.
+Therefore an edited image uses the queries and keys, or the values, of its source image at the image tokens in the first
+sampling steps. Other editing methods for flow matching also inject attention (RF-Solver-Edit,
+https://arxiv.org/abs/2411.04746; Stable Flow, https://arxiv.org/abs/2411.14430).
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from rnri.validation import UnitInterval, dataclass
 
 @dataclass(frozen=True)
 class Injection:
-    """Settings of attention injection: the part of the source's attention that an edit uses at the image tokens.
+    """Settings of attention injection, in which an edited image uses parts of the attention of its source image.
 
     Attributes:
-        what: ``queries_keys`` injects the source's queries and keys, which determine the attention maps; ``values``
-            injects the source's values, which are averaged with the attention maps as weights.
+        what: ``queries_keys`` injects the queries and keys of the source image, which determine the attention maps;
+            ``values`` injects the values of the source image, which are averaged with the attention maps as weights.
         share: fraction of the sampling steps with injection, starting with the first step.
     """
 
@@ -52,8 +52,7 @@ class InjectionProcessor:
         self.image_tokens = image_tokens
 
     def project(self, attn: Attention | FluxAttention, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return queries, keys and values ``[B,L,width]``, in which the edits contain the injected parts of their
-        source.
+        """Return queries, keys and values ``[B,L,width]``; rows of edited images contain the injected parts.
 
         The last ``image_tokens`` tokens of ``hidden_states`` must be the image tokens.
         """
@@ -159,7 +158,7 @@ class FluxInjectionProcessor(InjectionProcessor):
 
 
 class InjectionEditor(AttentionEditor):
-    """Attention editor that injects the source's attention with the processor class of one architecture.
+    """Attention editor that injects the attention of source images with the processor class of one architecture.
 
     Args:
         processor_class: class of the attention processor for the architecture's attention layers.

@@ -1,8 +1,8 @@
 """Prompt-to-Prompt's operators on attention maps (Hertz et al. 2022, https://arxiv.org/abs/2208.01626).
 
-The operators are linear in the attention map ``M``, so they can be applied to the values ``V`` instead of ``M``:
-``(M W) V = M (W V)`` and ``M diag(c) V = M (diag(c) V)``. The remaining operation is standard attention, which fused
-kernels compute at any resolution without storing the attention map.
+The operators multiply the attention map ``M`` by a matrix ``W`` or a vector ``c``. They can be applied to the values
+``V`` instead of ``M``, because ``(M W) V = M (W V)`` and ``M diag(c) V = M (diag(c) V)``. The remaining operation is
+standard attention, which fused kernels compute at any resolution without storing the attention map.
 
 Letters in tensor shapes: B batch rows, H heads, P pixels (queries), S or T tokens (keys and values), D width of a head,
 E edits.
@@ -26,9 +26,9 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = N
 
 
 def source_rows(batch_size: int, edits: Tensor, sources: Tensor) -> Tensor:
-    """Return, for each batch row, the index of the batch row whose attention map it uses, int64 ``[B]``.
+    """Return, for each batch row, the index of the batch row whose attention map is used, int64 ``[B]``.
 
-    An edit uses the attention map of its source; every other row uses its own attention map.
+    The row of an edited image uses the attention map of its source image; every other row uses its own attention map.
     """
     rows = torch.arange(batch_size, device=edits.device)
     return rows.index_copy(0, edits, sources)
@@ -57,19 +57,21 @@ def inject_cross_attention(
     weights: Tensor,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """Return the output of cross-attention in which the attention map of each edit is combined with its source's map.
+    """Return the output of cross-attention in which each edit combines its attention map with the map of its source.
 
-    The map of an edit is ``(M_source W diag(a) + M_edit diag(1 - a)) diag(c)``. Replacement, refinement and reweighting
-    of the Prompt-to-Prompt paper are special cases with different ``W``, ``a`` and ``c``. The output of all other rows
-    is bit-identical to standard attention.
+    An edit is the batch row of an edited image, and its source is the row of the image before the edit. The attention
+    map of an edit is ``(M_source W diag(a) + M_edit diag(1 - a)) diag(c)``, where ``M_source`` and ``M_edit`` are the
+    maps of standard attention. Replacement, refinement and reweighting of the Prompt-to-Prompt paper are special cases
+    with different ``W``, ``a`` and ``c``. For rows that are not edits, the output is bit-identical to standard
+    attention.
 
     Args:
         query: queries ``[B,H,P,D]``.
         key, value: keys and values ``[B,H,T,D]``.
         edits, sources: batch rows of the edits and of their sources, int64 ``[E]``.
         transfer: the matrices ``W``, ``[E,T,T]``; rows are tokens of the source, columns are tokens of the edit.
-        inherited: the vectors ``a`` in [0, 1], ``[E,T]``: the fraction of a token's attention that comes from the
-            source's map.
+        inherited: the vectors ``a`` in [0, 1], ``[E,T]``: the fraction of a token's attention that comes from the map
+            of the source.
         weights: the vectors ``c``, ``[E,T]``: the factor by which the attention to each token is multiplied.
         mask: attention mask, additive or boolean; None means no mask.
     """
@@ -85,8 +87,8 @@ def inject_cross_attention(
 def attention_weights(query: Tensor, key: Tensor, words: Tensor, mask: Tensor | None = None) -> Tensor:
     """Return each pixel's total attention ``[B,K,P]`` to the tokens in each of K masks, averaged over the heads.
 
-    The masks ``words [B,K,T]`` take the place of the values in the attention. The masks are padded to the width of a
-    head, so that fused kernels can be used.
+    The masks ``words [B,K,T]`` are used as the values of the attention. The masks are padded to the width of a head, so
+    that fused kernels can be used.
     """
     count = words.shape[1]
     marks = torch.zeros_like(key)

@@ -1,6 +1,6 @@
 """Prompt-to-Prompt for UNets (Hertz et al. 2022, https://arxiv.org/abs/2208.01626).
 
-The rounding of step numbers, the weights, the padding and the local blend follow the authors' code
+The rounding of step numbers, the word weights, the padding and the local blend follow the authors' code
 (https://github.com/google/prompt-to-prompt).
 """
 
@@ -55,11 +55,11 @@ def bounds_of(share: Share) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class PromptToPrompt:
-    """Settings of Prompt-to-Prompt: the sampling steps and the words for which an edit uses the source's attention.
+    """Settings of Prompt-to-Prompt: in which steps and for which words an edit uses the attention of its source image.
 
     An interval of the sampling steps is a fraction ``end`` or a pair ``[start, end]`` of fractions. A fraction is
     rounded down to a number of steps, as in the authors' code. Step ``k = 0, ..., N - 1`` of ``N`` sampling steps
-    belongs to the interval ``self_attention`` if ``int(start * N) <= k < int(end * N)``. The step belongs to an
+    belongs to the interval ``self_attention`` if ``int(start * N) <= k < int(end * N)``. Step ``k`` belongs to an
     interval of ``cross`` or ``schedules`` if ``int(start * (N + 1)) <= k < int(end * (N + 1))``.
 
     Attributes:
@@ -68,8 +68,8 @@ class PromptToPrompt:
         substitutes: if True, a new word that replaces a source word uses the attention of the source word
             (replacement); if False, the new word uses its own attention (refinement).
         weights: maps words of the edited prompt to the factor by which their attention is multiplied (reweighting). The
-            weight of a word applies in the word's interval of cross-attention: its entry in ``schedules``, or
-            ``cross``.
+            weight of a word applies in the steps of the word's entry in ``schedules``, or in the steps of ``cross`` if
+            the word has no entry.
         schedules: maps words of the edited prompt to an interval of the steps that replaces ``cross`` for these words.
         blend: words of the source or the edited prompt; the edit may change only the image region of these words. Empty
             means that the whole image may change.
@@ -132,7 +132,7 @@ class PromptToPrompt:
         return torch.stack([_token_values(target, by_word, default) for _, target in pairs])
 
     def blend_tokens(self, pairs: Sequence[tuple[Prompt, Prompt]], prompts: Sequence[Prompt]) -> Tensor:
-        """Return masks ``[R,K,T]`` of the tokens of R ``prompts``: 1 for tokens of the blend's words, otherwise 0.
+        """Return K masks of the tokens of each of R prompts, ``[R,K,T]``: 1 for tokens of selected words, otherwise 0.
 
         The first mask is for the words in ``blend``. If ``blend_subtract`` is not empty, the second mask is for the
         words in ``blend_subtract``.
@@ -177,7 +177,7 @@ class AttentionTables:
         transfer: fraction of each source token's attention that each token of the edit uses, ``[E,T,T]``.
         inherited: 1 for tokens of the edit that use the source's attention, otherwise 0, ``[E,T]``.
         starts, ends: fractions of the sampling steps at which each token's interval of cross-attention starts and ends,
-            ``[E,T]``. Outside of this interval a token uses its own attention with the factor 1.
+            ``[E,T]``. Outside of its interval, a token uses its own attention with the factor 1.
         weights: factor by which the attention to each token is multiplied, ``[E,T]``.
     """
 
@@ -193,8 +193,8 @@ class AttentionTables:
     def at_step(self, step: int, steps: int, like: Tensor) -> dict[str, Tensor]:
         """Return the table arguments of ``inject_cross_attention`` in step ``step`` of ``steps``, counted from 0.
 
-        The result is empty if the tables do not change the attention. The tables are converted to the device and dtype
-        of ``like`` once per sampling step, not once per layer.
+        The result is empty if the tables do not change the attention in step ``step``. The tables are converted to the
+        device and dtype of ``like`` once per sampling step, not once per layer.
         """
         key = (step, steps, like.device, like.dtype)
         if self._cache_key != key:
@@ -216,7 +216,7 @@ class PromptToPromptProcessor:
         state: state of the edit, which all layers share.
         tables: attention tables of the edits.
         self_attention: interval of the steps in which edits use the self-attention maps of their source.
-        maps: sums the attention to the words of the blend; None without a blend.
+        maps: object that sums the attention to the words of a local blend; None if there is no local blend.
     """
 
     def __init__(self, state: EditState, tables: AttentionTables, self_attention: Share, maps: WordMaps | None) -> None:

@@ -1,4 +1,4 @@
-"""State that the attention processors of one edit share: the batch rows of the edits, and the current sampling step."""
+"""State that the attention processors of an edit share: the batch rows of the edits, and the current sampling step."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from torch import Tensor
 
 
 class EditState:
-    """The batch rows of sources and edits, and the index of the current sampling step, which is set during sampling.
+    """The batch rows of source images and edited images, and the index of the current sampling step.
 
     Args:
         sources: for each prompt of the batch, the batch row of its source prompt; the source of a source prompt is the
             prompt itself.
-        steps: function without arguments that returns the number of sampling steps; it is called during sampling.
+        steps: function without arguments that returns the number of sampling steps; the function is called during
+            sampling.
     """
 
     def __init__(self, sources: Sequence[int], steps: Callable[[], int]) -> None:

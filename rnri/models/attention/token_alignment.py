@@ -33,7 +33,7 @@ class Prompt:
         spans: for each token that is not a special token, its character range ``(start, end)`` in ``text``.
         first: index of the first token that is not a special token; only start tokens come before this index.
         length: number of all tokens, including special tokens and padding.
-        vectors: maps each word of ``text`` that a textual inversion encodes with several vectors to the text of all its
+        vectors: maps each word of ``text`` that a textual inversion encodes with several vectors to the text of its
             tokens, such as ``"<cat>"`` to ``"<cat> <cat>_1 <cat>_2"``. All tokens of a word with several vectors count
             as one word.
     """
@@ -152,13 +152,13 @@ def _overlap(one: tuple[int, int], other: tuple[int, int]) -> bool:
 
 @dataclass(frozen=True)
 class Alignment:
-    """Maps the attention to the S source tokens to the attention to the T tokens of an edited prompt.
+    """Maps the attention to the S tokens of a source prompt to the attention to the T tokens of an edited prompt.
 
     Attributes:
         transfer: float64 ``[S,T]``; entry ``(s, t)`` is the fraction of the attention to source token ``s`` that token
             ``t`` of the edited prompt uses.
-        inherited: float64 ``[T]``; 1 for a token that uses the source's attention, 0 for a token that uses its own
-            attention.
+        inherited: float64 ``[T]``; 1 for a token that uses the attention of source tokens, 0 for a token that uses its
+            own attention.
     """
 
     transfer: Tensor  # [S,T]
@@ -169,9 +169,9 @@ def align(source: Prompt, target: Prompt, *, substitutes: bool = True) -> Alignm
     """Align the tokens of two prompts, encoded by the same tokenizer, word by word.
 
     - Words that occur in both prompts, the start token and the end token use the source's attention.
-    - A word that replaces a source word uses the attention of the source word if ``substitutes`` is true (replacement),
+    - A word that replaces a source word uses the attention of the source word if ``substitutes`` is True (replacement),
       otherwise its own attention (refinement).
-    - Added words use their own attention.
+    - Words that the edited prompt adds use their own attention.
     - If ``n`` tokens replace ``m`` source tokens, each of the ``n`` tokens uses ``1/n`` of the sum of the attention to
       the ``m`` source tokens, so the total attention does not change.
     - A padding token of the target uses the attention of the source token with the same index, as in the authors' code,
@@ -210,7 +210,7 @@ def aligned_tokens(source: Prompt, target: Prompt, *, substitutes: bool) -> Iter
 
 
 def _align_words(source_words: list[Word], target_words: list[Word]) -> Iterator[tuple[Tokens, Tokens]]:
-    """Yield one pair of token lists per word if the word counts are equal, otherwise one pair of all tokens."""
+    """Yield one pair of token lists per word if both lists have the same length, otherwise one pair with all tokens."""
     if len(source_words) == len(target_words):
         for source_word, target_word in zip(source_words, target_words, strict=True):
             yield source_word.tokens, target_word.tokens

@@ -6,7 +6,7 @@ from torch import nn
 
 
 def check_no_cache(name: str, network: nn.Module) -> None:
-    """Raise ValueError if ``network`` reuses results of its earlier calls, as caches for fast sampling do.
+    """Raise ValueError if ``network`` has a cache for fast sampling, which reuses results of earlier calls.
 
     Caches for fast sampling assume one call of the network per step and the same samples in every call. In an
     inversion, the solver determines the number of calls per step and the samples of each call. Caches are detected by

@@ -1,4 +1,4 @@
-"""Check of values in the configs of a checkpoint's VAE, scheduler and network."""
+"""Checks of values in the configs of a checkpoint's VAE, scheduler and network."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "la
 TIMESTEP_SPACINGS = ("leading", "trailing", "linspace")
 
 Rule = tuple[Callable[[object], bool], str]
-"""A function that returns whether a value is valid, and the rule in words, as error messages show it."""
+"""A function that returns whether a value is valid, and a description of valid values for error messages."""
 
 
 def _is_finite(value: object) -> bool:

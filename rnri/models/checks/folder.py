@@ -28,7 +28,7 @@ def is_local(source: str) -> bool:
 
 
 def component_names(index: Mapping[str, object]) -> list[str]:
-    """Return the names of the components that are loaded; ``index`` is the content of ``model_index.json``."""
+    """Return the names of the components to load; ``index`` is the content of ``model_index.json``."""
     names = [
         name
         for name, value in index.items()
@@ -38,7 +38,7 @@ def component_names(index: Mapping[str, object]) -> list[str]:
 
 
 def is_list_of_floats(value: object) -> bool:
-    """Return whether ``value`` is a setting of a pipeline such as a list of sigmas, which is not a component."""
+    """Return whether ``value`` is a list of floats, such as sigmas: a setting of the pipeline and not a component."""
     return isinstance(value, list | tuple) and len(value) > 0 and all(isinstance(item, float) for item in value)
 
 

@@ -1,4 +1,4 @@
-"""The check of a pipeline before ``LatentDiffusion`` uses the pipeline."""
+"""Checks of a pipeline before ``LatentDiffusion`` uses the pipeline."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def check_pipeline(family: Family) -> None:
     """Raise ValueError if images cannot be inverted with the pipeline of ``family``.
 
     Args:
-        family: the model family object of the pipeline, from ``family_of(pipeline)``; that function already checks
-            that all required components exist.
+        family: the model family object of the pipeline, as returned by ``family_of(pipeline)``, which checks that all
+            required components exist.
 
     Raises:
         ValueError: the pipeline's components do not fit together, a value in their configs is invalid, its scheduler is

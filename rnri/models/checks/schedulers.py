@@ -55,7 +55,7 @@ def check_flow_scheduler(scheduler: SchedulerMixin) -> None:
 def check_mu(scheduler: FlowMatchEulerDiscreteScheduler, mu: float | None) -> None:
     """Raise ValueError if ``mu`` is missing or has no effect.
 
-    ``mu`` is needed only if the scheduler's shift depends on the image size.
+    ``mu`` must be given if the scheduler's shift depends on the image size, and must be None otherwise.
     """
     dynamic = bool(scheduler.config.use_dynamic_shifting)
     if dynamic and mu is None:
@@ -79,7 +79,7 @@ def check_flow_sigmas(scheduler: SchedulerMixin, steps: int, sigmas: Tensor) -> 
 def check_terminal_shift(scheduler: SchedulerMixin, steps: int) -> None:
     """Raise ValueError for one step of a scheduler that shifts its last noise level to ``shift_terminal``.
 
-    The first and only noise level of one step is 1, so that the scheduler would divide 0 by 0.
+    With one step, the only noise level is 1, so that the scheduler would divide 0 by 0.
     """
     terminal = scheduler.config.get("shift_terminal")
     if terminal and steps == 1:

@@ -1,4 +1,4 @@
-"""Checks that each tokenizer of a pipeline is complete and fits its text encoder, and the tokenizers' settings."""
+"""Checks that each tokenizer of a pipeline is complete and fits its text encoder; reads the settings of tokenizers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def limit_prompt_lengths(pipeline: DiffusionPipeline) -> None:
         if positions is not None and tokenizer.model_max_length > positions:
             tokenizer.model_max_length = positions
             if name == "tokenizer" and getattr(pipeline, "tokenizer_max_length", 0) > positions:
-                pipeline.tokenizer_max_length = positions  # some pipelines store the length separately
+                pipeline.tokenizer_max_length = positions  # some pipelines store the maximum separately
 
 
 def tokenizer_settings(tokenizer: PreTrainedTokenizerBase) -> dict[str, object]:
@@ -61,8 +61,8 @@ def _text_encoder(pipeline: DiffusionPipeline, tokenizer_name: str) -> PreTraine
 def _positions(encoder: PreTrainedModel | None) -> int | None:
     """Return the number of position embeddings of a text encoder.
 
-    The value is None for text encoders without position embeddings, such as T5 and text encoders with rotary positions,
-    whose pipelines limit the number of tokens.
+    None is returned for text encoders without position embeddings, such as T5 and text encoders with rotary positions;
+    their pipelines limit the number of tokens.
     """
     config = getattr(encoder, "config", None)
     if getattr(config, "rope_parameters", None) is not None:
