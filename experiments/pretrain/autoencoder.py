@@ -66,9 +66,9 @@ class Autoencoder(LightningModule):
 
 @torch.no_grad()
 def reconstruction_psnr(vae: AutoencoderKL, images: Tensor) -> Tensor:
-    """Return the PSNR ``[B]`` in dB between each image and its reconstruction from the mean of the latent distribution.
+    """Return the PSNR ``[B]`` in dB between ``images [B, 3, H, W]`` in [0, 1] and their reconstructions.
 
-    ``images [B, 3, H, W]`` are in [0, 1].
+    A reconstruction is decoded from the mean of the VAE's latent distribution.
     """
     output = vae.decode(vae.encode(images * 2 - 1).latent_dist.mean).sample.float()
     output = (output / 2 + 0.5).clamp(0, 1)
@@ -77,7 +77,7 @@ def reconstruction_psnr(vae: AutoencoderKL, images: Tensor) -> Tensor:
 
 @dataclass
 class PretrainAutoencoder(TrainingTask):
-    """The task of ``experiment=pretrain_autoencoder``: trains the VAE and measures its PSNR on unseen drawings.
+    """The task of ``experiment=pretrain_autoencoder``: trains the VAE and measures its PSNR on drawings for validation.
 
     Args:
         corpus: folder of the emoji corpus.
@@ -132,7 +132,7 @@ class PretrainAutoencoder(TrainingTask):
         """Sets the scaling factor of the VAE to 1 / (standard deviation of the training latents), and saves the VAE.
 
         Returns:
-            the mean PSNR in dB on ``unseen``, the scaling factor, and the number of images in ``unseen``.
+            The mean PSNR in dB on ``unseen``, the scaling factor, and the number of images in ``unseen``.
         """
         sample = DataLoader(Subset(train, range(0, len(train), AUGMENTATIONS + 1)), 64)
         with torch.no_grad():

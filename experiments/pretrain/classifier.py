@@ -1,4 +1,4 @@
-"""Trains an evaluation classifier, and measures its accuracy on groups of images that are not used for training."""
+"""Training of an evaluation classifier, whose accuracy is measured on images that are not used for the training."""
 
 from __future__ import annotations
 
@@ -54,13 +54,13 @@ class ConceptClassifier(LightningModule):
         self.steps = steps
         self.body_lr = body_lr or lr
         for part in self._frozen():
-            part.requires_grad_(False).eval()  # Lightning keeps the mode (train or eval) of modules
+            part.requires_grad_(False).eval()  # Lightning does not switch these modules back to train mode
 
     def _frozen(self) -> list[nn.Module]:
         return [self.classifier.network.get_submodule(name) for name in self.frozen]
 
     def train(self, mode: bool = True) -> ConceptClassifier:
-        """Sets the mode (train or eval) of all modules except the frozen modules, which keep their batch statistics."""
+        """Set the mode (train or eval) of all modules except the frozen modules, which remain in eval mode."""
         super().train(mode)
         for part in self._frozen():
             part.eval()
@@ -95,24 +95,23 @@ class ConceptClassifier(LightningModule):
 
 @dataclass
 class PretrainClassifier(TrainingTask):
-    """The task of ``experiment=pretrain_classifier``: trains a classifier and measures its accuracy on held-out groups.
+    """The task of ``experiment=pretrain_classifier``: trains a classifier and measures its accuracy on excluded groups.
 
     Args:
-        images: labeled images in groups.
+        images: labeled images, which are divided into groups.
         output: folder to which the trained classifier is saved; experiments use the classifier with
             ``data.classifier=FOLDER``.
         architecture: name of a timm model.
-        pretrained: if true, the training starts from the pretrained weights of timm.
+        pretrained: whether the training starts from the pretrained weights of timm.
         image_size: side in pixels of the square input images of the network.
         batch_size: number of images per training step.
         lr: learning rate of the head (last layer).
-        init_from: ``.pth`` file with the initial weights; its tensors have the same order as the tensors of the
+        init_from: ``.pth`` file with the initial weights, whose tensors have the same order as the tensors of the
             network. The tensors of the head are ignored. For ``shift_tolerant_alexnet``, the file is
             ``alex_shift_tolerant.pth`` of the package stlpips-pytorch. None: no file is loaded.
         frozen: names of modules of the network that are not trained.
         body_lr: learning rate of all layers except the head; None: ``lr`` is used for all layers.
-        excluded: groups of ``images`` that are not used for the training; the accuracy on each of these groups is
-            reported.
+        excluded: groups of ``images`` on which the accuracy is measured, and which are not used for the training.
     """
 
     images: LabeledImages
@@ -128,7 +127,7 @@ class PretrainClassifier(TrainingTask):
     excluded: Annotated[Sequence[NonEmptyStr], unique_items] = ()
 
     def prepare(self, trainer: Trainer) -> None:
-        """Reads the images and builds the network.
+        """Read the images and build the network.
 
         Raises:
             ValueError: the images or a setting are invalid, or the network cannot be created.
@@ -160,7 +159,7 @@ class PretrainClassifier(TrainingTask):
                 network.eval()(images)
                 deepcopy(network).train()(images)
             next(network.get_classifier().parameters())
-        except Exception as error:  # timm and the download of weights raise many types of errors
+        except Exception as error:  # timm and the download of weights raise exceptions of many types
             raise ValueError(
                 f"task.architecture={self.architecture!r} with task.pretrained={self.pretrained} and "
                 f"task.image_size={self.image_size} and task.batch_size={self.batch_size} cannot be created by timm "
@@ -171,7 +170,7 @@ class PretrainClassifier(TrainingTask):
         elif self.init_from is not None:
             load_in_order(network, self.init_from)
         usual = timm.data.resolve_model_data_config(network)
-        network = network.to(memory_format=torch.channels_last)  # faster on CPUs; tensors are saved contiguous
+        network = network.to(memory_format=torch.channels_last)  # faster on CPUs
         preprocessing = Preprocessing(self.image_size, usual["mean"], usual["std"])
         return Classifier(network.train(), self.images.labels, preprocessing)
 
@@ -199,9 +198,9 @@ class PretrainClassifier(TrainingTask):
 
 
 def load_in_order(network: nn.Module, path: str) -> None:
-    """Copies the tensors of the file ``path`` into ``network`` in their order, except the tensors of the head.
+    """Copy the tensors of the file ``path`` into ``network`` in their order, except the tensors of the head.
 
-    The names of the tensors are ignored, because libraries give different names to the layers of the same network.
+    The names of the tensors are ignored, because libraries name the layers of the same network differently.
 
     Raises:
         ValueError: the file cannot be read, or the number or shapes of its tensors do not match the network.
@@ -228,9 +227,10 @@ def load_in_order(network: nn.Module, path: str) -> None:
 
 @torch.no_grad()
 def accuracies(classifier: Classifier, unseen: Mapping[str, Dataset]) -> dict[str, float]:
-    """Return the fraction of correctly classified images in each group and in all groups together (``accuracy``).
+    """Return the fraction of correctly classified images, by the name of the group.
 
-    The entry ``n`` of the returned dictionary is the number of images.
+    The returned dictionary also contains the fraction in all groups together (``accuracy``) and the number of all
+    images (``n``).
     """
     correct = {
         group: torch.cat([classifier(x).argmax(-1) == y for x, y in DataLoader(images, 64)]).float()

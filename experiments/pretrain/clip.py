@@ -1,7 +1,7 @@
-"""Trains the CLIP model for the semantic loss of SeedSelect. No evaluation metric uses this CLIP model.
+"""Training of the CLIP model for the semantic loss of SeedSelect. No evaluation metric uses this CLIP model.
 
-The image encoder starts from ImageNet weights. The images of an encoder that has seen only the emoji corpus can be
-optimized until their features match the references, although they do not show the concept.
+The image encoder starts from ImageNet weights. If it were trained only on the emoji corpus, SeedSelect could find
+images with nearly the same features as the reference images that do not show the concept.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ MAX_NOISE = 0.1
 
 
 class CaptionedEmojiImages(Dataset):
-    """Images of drawings, each with a random caption among the captions of the image.
+    """Images of drawings, each with a caption from a random template.
 
-    An item is ``(image [3, H, W] in [0, 1], token ids [L] of the caption, concept_id)``.
+    An item of the dataset is ``(image [3, H, W] in [0, 1], token ids [L] of the caption, concept_id)``.
     """
 
     def __init__(self, drawings: EmojiImages, tokenizer: CLIPTokenizer) -> None:
@@ -83,13 +83,13 @@ def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
 class ContrastiveModel(LightningModule):
     """Training of CLIP with two losses of equal weight.
 
-    The first loss is CLIP's symmetric contrastive loss between the images and the captions of a batch; two images of
-    the same concept are not a negative pair. The second loss is the cross-entropy of the concept of each image, among
-    one prompt per concept.
+    The first loss is CLIP's symmetric contrastive loss between the images and the captions of a batch. An image and a
+    caption of the same concept are not a negative pair. The second loss is the cross-entropy of classifying the images
+    by their similarity to one prompt per concept.
 
     Args:
         clip: the model to train, with the preprocessing of its images.
-        prompts: token ids ``[P, L]`` of one prompt per concept; row k is the prompt of concept k.
+        prompts: token ids ``[P, L]`` of one prompt for each of P concepts; row k is the prompt of concept k.
         lr: learning rate of the text encoder and of the projections.
         body_lr: learning rate of the image encoder.
         steps: number of training steps.
@@ -135,7 +135,7 @@ class ContrastiveModel(LightningModule):
 
     @torch.no_grad()
     def zero_shot(self, images: Tensor) -> Tensor:
-        """Return the concept whose prompt has the highest similarity to each of ``images [B, 3, H, W]``, ``[B]``."""
+        """Return, for each of ``images [B, 3, H, W]``, the concept with the most similar prompt, ``[B]``."""
         return (self.clip(images) @ self._text(self.prompts).T).argmax(-1)
 
     def configure_optimizers(self) -> dict:
@@ -158,8 +158,8 @@ class PretrainClip(TrainingTask):
     """The task of ``experiment=pretrain_clip``: trains a CLIP model and measures its zero-shot accuracy.
 
     The model is a ``VisionTextDualEncoderModel`` of ``transformers``: a timm network for images and a CLIP text
-    encoder. The training images are the splits ``corpus`` and ``fid``; the accuracy is measured on the split
-    ``reference``.
+    encoder. The training images are the splits ``corpus`` and ``fid`` of the emoji corpus. The accuracy is measured on
+    the split ``reference``.
 
     Args:
         corpus: folder of the emoji corpus.
@@ -167,9 +167,9 @@ class PretrainClip(TrainingTask):
         batch_size: number of pairs of image and caption per training step.
         lr: learning rate of the text encoder and of the projections.
         body_lr: learning rate of the image encoder.
-        architecture: name of a timm model, the image encoder.
-        init_from: ``.pth`` file with the initial weights of the image encoder; its tensors have the same order as the
-            tensors of the timm model. None: random weights.
+        architecture: name of the timm model that is the image encoder.
+        init_from: ``.pth`` file with the initial weights of the image encoder, whose tensors have the same order as the
+            tensors of the timm model. None: the training starts from random weights.
         image_size: side in pixels of the input images of the image encoder.
         width: dimension of the hidden states of the text encoder and of the joint embedding.
     """
@@ -256,6 +256,6 @@ class PretrainClip(TrainingTask):
 
 
 def _channel_statistics(network: nn.Module) -> tuple[Sequence[float], Sequence[float]]:
-    """Return mean and standard deviation of the three color channels, with which the timm model was trained."""
+    """Return the mean and standard deviation of the color channels with which the timm model normalizes images."""
     config = timm.data.resolve_model_data_config(network)
     return config["mean"], config["std"]

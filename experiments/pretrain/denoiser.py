@@ -1,4 +1,4 @@
-"""Trains the text encoder and the U-Net of the emoji diffusion model, in the latent space of a trained VAE."""
+"""Training of the text encoder and the U-Net of the emoji diffusion model, in the latent space of a trained VAE."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ from experiments.pretrain.training import (
 )
 from rnri.validation import NonEmptyStr, RandomSeed, UnitInterval, dataclass
 
-MAX_TOKENS = 24  # number of tokens per caption with start and end token; the longest caption of the corpus has 19
+MAX_TOKENS = 24  # maximum number of tokens of a caption, including start and end token
 SAMPLE_STEPS, SAMPLE_GUIDANCE = 20, 3.0  # sampling steps and guidance scale of the sample images during training
 
 
 def build_tokenizer(captions: list[str]) -> CLIPTokenizer:
     """Return a CLIP tokenizer that is trained on ``captions``, so that every word of the captions is one token.
 
-    The same captions always give the same token ids, which is necessary for resuming a training. The package
-    ``tokenizers`` orders letters and merges of equal frequency at random, but the resulting words are always the same.
-    This function therefore assigns the first token ids to the words in alphabetical order.
+    The same captions always give the same token ids, which is necessary for resuming a training. Because the package
+    ``tokenizers`` assigns ids to tokens of equal frequency in random order, this function assigns ids to the words of
+    the captions in alphabetical order.
     """
-    size = 4_000  # maximum vocabulary size, which is more than the captions need
+    size = 4_000  # maximum vocabulary size, larger than the vocabulary of the captions
     trained = CLIPTokenizer().train_new_from_iterator(sorted(set(captions)), size, show_progress=False)
     learned = json.loads(trained.backend_tokenizer.to_str())["model"]
     special = [trained.bos_token, trained.eos_token]
@@ -109,16 +109,14 @@ def build_unet(vae: AutoencoderKL, channels: tuple[int, ...], text_width: int) -
 
 
 class CaptionedLatents(Dataset):
-    """The caption corpus as a dataset of pairs ``(latent [4, h, w], token ids [L])``.
-
-    The VAE encodes each distinct image once.
+    """The captioned images of the emoji corpus, as a dataset of pairs ``(latent [4, h, w], token ids [L])``.
 
     Args:
         corpus: folder of the emoji corpus.
-        vae, tokenizer: VAE and tokenizer of the model to train.
-        cache: file in which the latents are stored; if the file exists, the latents are read from it.
-        max_images: number of images in a fixed random subset, which is used with all captions of its images; None: all
-            images are used.
+        vae: VAE that encodes the images to latents.
+        tokenizer: tokenizer of the model to train.
+        cache: file in which the latents are stored. If the file exists, the latents are read from the file.
+        max_images: number of images, drawn at random, that are used with all their captions; None: all images are used.
     """
 
     def __init__(
@@ -234,14 +232,14 @@ class DenoiserTraining(LightningModule):
 
 @dataclass
 class PretrainDenoiser(TrainingTask):
-    """The task of ``experiment=pretrain_denoiser``: trains the text encoder and the U-Net of a small Stable Diffusion.
+    """The task of ``experiment=pretrain_denoiser``: trains text encoder and U-Net of a small Stable Diffusion model.
 
     Args:
         corpus: folder of the emoji corpus.
         vae: folder of the trained VAE.
         output: folder to which the trained pipeline is saved.
         batch_size: number of pairs of image and caption per training step.
-        lr: learning rate; with 0, the weights do not change.
+        lr: learning rate. If it is 0, the weights do not change.
         decay_from: fraction of the training steps after which the linear decay of the learning rate to zero begins.
         drop_caption: fraction of the captions that are replaced by the empty caption, for classifier-free guidance.
         channels: number of channels of each resolution level of the U-Net.
@@ -314,7 +312,7 @@ class PretrainDenoiser(TrainingTask):
 
 
 def save_pipeline(pipeline: StableDiffusionPipeline, folder: str | Path) -> None:
-    """Saves the pipeline to ``folder``, with weights in float16."""
+    """Save the pipeline to ``folder``, with weights in float16."""
     pipeline.save_pretrained(folder)
     for name in ("unet", "text_encoder", "vae"):
         save_fp16(getattr(pipeline, name), Path(folder) / name)

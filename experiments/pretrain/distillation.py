@@ -1,4 +1,4 @@
-"""Code for both distillations (LCM and flow matching): encoded captions, buffer of training targets, settings."""
+"""Common code of the two distillations, to a latent consistency model (LCM) and to a flow-matching model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from experiments.pretrain.validation_accuracy import AccuracyProbe
 from rnri.validation import GuidanceScale, NonEmptyStr, dataclass
 
 Encode = Callable[[list[str]], Sequence[Tensor]]
-"""A text encoder, that is, a function from captions to one or more tensors, each with one row per caption."""
+"""A text encoder: a function that maps captions to one or more tensors with one row per caption."""
 
 UNCONDITIONAL_INDEX = 0  # index of the empty caption
 
@@ -41,9 +41,9 @@ class EncodedCaptions(Dataset):
 
     @torch.no_grad()
     def encode(self, encoder: Encode, batch_size: int = 256) -> list[Tensor]:
-        """Return the outputs of the text encoder ``encoder``.
+        """Return the outputs of the text encoder ``encoder`` for all captions.
 
-        Row k of each output belongs to the caption ``texts[k]``.
+        Row k of each output tensor belongs to the caption ``texts[k]``.
         """
         parts = [encoder(self.texts[k : k + batch_size]) for k in range(0, len(self.texts), batch_size)]
         return [torch.cat(tensors) for tensors in zip(*parts, strict=True)]
@@ -57,7 +57,7 @@ class EncodedCaptions(Dataset):
 
 @torch.no_grad()
 def text_states(pipeline: StableDiffusionPipeline, captions: list[str]) -> Tensor:
-    """Return the hidden states ``[B, L, D]`` of the text encoder for ``captions``, the condition of the U-Net."""
+    """Return the hidden states ``[B, L, D]`` of the text encoder for ``captions``, which are an input of the U-Net."""
     tokens = pipeline.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
     return pipeline.text_encoder.eval()(tokens)[0]
 
@@ -65,7 +65,7 @@ def text_states(pipeline: StableDiffusionPipeline, captions: list[str]) -> Tenso
 class ReplayBuffer:
     """A buffer of the most recent training targets, from which each training step draws a random batch.
 
-    Each target is used in several training steps, because computing a target requires evaluations of the teacher.
+    Each target is used in several training steps, because the computation of a target by the teacher model is slow.
 
     Args:
         capacity: maximum number of targets in the buffer; the oldest targets are removed.
@@ -76,19 +76,19 @@ class ReplayBuffer:
         self.rows: list[Tensor] = []
 
     def add(self, *rows: Tensor) -> None:
-        """Appends targets; each tensor has one row per target. Every call must pass the same number of tensors."""
+        """Append targets. Each tensor has one row per target, and each call must pass the same number of tensors."""
         joined = [torch.cat(pair) for pair in zip(self.rows, rows, strict=True)] if self.rows else rows
         self.rows = [tensor[-self.capacity :] for tensor in joined]
 
     def sample(self, count: int) -> list[Tensor]:
-        """Return ``count`` random targets, drawn without replacement, as the same rows of every tensor."""
+        """Return ``count`` random targets, drawn without replacement: the same rows of each tensor."""
         index = torch.randperm(len(self.rows[0]))[:count]
         return [tensor[index] for tensor in self.rows]
 
 
 @dataclass
 class DistillationTask(TrainingTask):
-    """Settings of both distillations (LCM and flow matching) of a Stable Diffusion pipeline.
+    """Common settings of the two distillations of a Stable Diffusion pipeline, to an LCM and to a flow-matching model.
 
     Args:
         corpus: folder of the emoji corpus.
@@ -96,13 +96,13 @@ class DistillationTask(TrainingTask):
         output: folder to which the trained model is saved.
         max_images: number of images of the corpus that are used for the training; None: all images are used.
         batch_size: number of training targets per training step.
-        lr: learning rate; with 0, the weights do not change.
+        lr: learning rate. If it is 0, the weights do not change.
         reuse: average number of training steps in which a training target is used.
         prompts: prompts from which sample images are generated during the training.
         accuracy_probe: measures the accuracy of an evaluation classifier on images that the trained model generates;
             None: the accuracy is not measured.
         probe_guidance: guidance scales with which images for ``accuracy_probe`` are generated.
-        init_from: folder of a saved model from which the training starts; None starts a new model.
+        init_from: folder of a saved model from which the training starts; None: the training starts from a new model.
     """
 
     corpus: NonEmptyStr | None
@@ -118,19 +118,19 @@ class DistillationTask(TrainingTask):
     init_from: NonEmptyStr | None
 
     def load_model(self) -> StableDiffusionPipeline:
-        """Checks the folders ``corpus`` and ``output``, and loads the pipeline in the folder ``model``.
+        """Check the folders ``corpus`` and ``output``, and load the pipeline in the folder ``model``.
 
         Raises:
-            ValueError: one of the three folders is invalid.
+            ValueError: ``corpus``, ``output`` or ``model`` is invalid.
         """
         check_corpus(self.corpus)
         check_output(self.output)
         return load_pretrained(StableDiffusionPipeline, "task.model", self.model)
 
     def encode_corpus(self, pipeline: object, trainer: Trainer) -> EncodedCaptions:
-        """Return the captioned images of the corpus, encoded to latents by the VAE of ``pipeline``.
+        """Return the captioned images of the corpus, encoded by the VAE of ``pipeline``.
 
-        The latents are cached in the run folder.
+        The latents of the images are cached in the run folder.
         """
         cache = Path(trainer.default_root_dir) / "latents.safetensors"
         latents = CaptionedLatents(

@@ -15,19 +15,18 @@ from torch.nn import functional as F
 from experiments.pretrain.distillation import text_states
 
 Targets = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor, Tensor]]
-"""A function from clean latents, noise levels and caption indices to training targets.
+"""A function that maps clean latents, noise levels and caption indices to training targets.
 
-A training target is ``(x, sigma, velocity, features)``: a noisy latent, its noise level, the velocity to be predicted,
-and the features of the teacher.
+A training target is ``(x, sigma, velocity, features)``: a noisy latent, its noise level, the velocity that the model
+has to predict, and the features of the teacher.
 """
 
 
 class OutputHook:
     """Records the latest output of ``layer``.
 
-    The method ``take`` returns the output and deletes this object's reference to the output.
-
-    The reference must be deleted, because a module that refers to an autograd graph cannot be copied.
+    The method ``take`` returns the output and removes it from this object, because a module that refers to an autograd
+    graph cannot be copied.
     """
 
     def __init__(self, layer: nn.Module) -> None:
@@ -53,8 +52,8 @@ def hint_channels(pipeline: StableDiffusionPipeline, hint_layer: str, transforme
     """Return the number of channels of the U-Net layer ``hint_layer``.
 
     Raises:
-        ValueError: the layer does not exist, or the number of positions of its feature map differs from the number of
-            transformer tokens.
+        ValueError: the layer does not exist, or its feature map does not have one position per token of the
+            transformer.
     """
     unet = pipeline.unet.eval()
     config = transformer.config
@@ -80,21 +79,23 @@ def hint_channels(pipeline: StableDiffusionPipeline, hint_layer: str, transforme
 class VelocityTeacher:
     """Computes velocities of rectified flow from a teacher that predicts noise, without guidance.
 
-    The noisy latent of rectified flow, ``x = (1 - sigma) x0 + sigma n``, is divided by
-    ``sqrt((1 - sigma)^2 + sigma^2)``. The result is a latent ``z`` of variance-preserving diffusion with the same
-    signal-to-noise ratio, at the timestep with ``abar = (1 - sigma)^2 / ((1 - sigma)^2 + sigma^2)``. The noise
-    prediction ``eps`` of the teacher gives the clean latent ``E[x0 | z] = (z - sqrt(1 - abar) eps) / sqrt(abar)``, and
-    the clean latent gives the velocity ``E[n - x0 | x] = (x - E[x0 | x]) / sigma``. This velocity is the conditional
-    mean of the usual training target ``n - x0``, and therefore has less variance than the usual target.
+    Rectified flow has the noisy latent ``x = (1 - sigma) x0 + sigma n``, where ``x0`` is the clean latent, ``n`` is
+    noise and ``sigma`` is the noise level. Division of ``x`` by ``sqrt((1 - sigma)^2 + sigma^2)`` gives a latent ``z``
+    of variance-preserving diffusion with the same signal-to-noise ratio, at the timestep with
+    ``abar = (1 - sigma)^2 / ((1 - sigma)^2 + sigma^2)``. The noise ``eps`` that the teacher predicts gives the clean
+    latent ``E[x0 | z] = (z - sqrt(1 - abar) eps) / sqrt(abar)``. The clean latent gives the velocity
+    ``E[n - x0 | x] = (x - E[x0 | x]) / sigma``. The velocity ``E[n - x0 | x]`` has less variance than ``n - x0``, the
+    usual training target of rectified flow, because it is the conditional mean of the usual target.
 
     If ``sigma`` is greater than the noise level of the teacher's last timestep, ``z`` is a latent at the last timestep,
-    to which noise must be added to obtain ``x``. The mean of ``E[x0 | z]``, given ``x``, is then still ``E[x0 | x]``.
+    and ``x`` is obtained by adding noise to ``z``. Given ``x``, the mean of ``E[x0 | z]`` is also in this case
+    ``E[x0 | x]``.
 
     Args:
         pipeline: pipeline of the teacher.
         states: hidden states of the text encoder for every caption, ``[captions, L, D]``.
-        hint_layer: name of the U-Net layer whose features are part of the targets; the layer has one position per
-            token of the transformer.
+        hint_layer: name of the U-Net layer whose features are part of the targets. The feature map of the layer must
+            have one position per token of the transformer.
     """
 
     def __init__(self, pipeline: StableDiffusionPipeline, states: Tensor, hint_layer: str) -> None:
@@ -110,8 +111,8 @@ class VelocityTeacher:
     def __call__(self, z0: Tensor, sigma: Tensor, captions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return the targets ``(x, sigma, velocity, features [B, tokens, C])`` for clean latents ``z0``.
 
-        The returned ``sigma [B]`` is rounded down to the noise level of a timestep of the teacher, unless ``sigma`` is
-        greater than the noise level of the last timestep.
+        The returned noise levels ``sigma [B]`` are rounded down to noise levels of the teacher. A noise level that is
+        greater than all noise levels of the teacher is not rounded.
         """
         t = (torch.searchsorted(self.sigma, sigma.double(), right=True) - 1).clamp(min=0)
         beyond = sigma.double() > self.sigma[-1]
@@ -128,9 +129,9 @@ class VelocityTeacher:
 
 
 def data_targets(z0: Tensor, sigma: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the usual training targets of rectified flow, ``(x, sigma, n - z0)``, which require no teacher.
+    """Return the training targets of rectified flow without a teacher (Liu et al. 2023, arXiv 2209.03003).
 
-    Source: Liu et al. 2023, arXiv 2209.03003.
+    The velocity of a target is ``n - z0``, where ``z0`` is the clean latent and ``n`` is the noise.
     """
     noise = torch.randn_like(z0)
     level = sigma.view(-1, 1, 1, 1)

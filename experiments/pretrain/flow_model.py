@@ -1,4 +1,4 @@
-"""Builds and saves the emoji flow-matching model (a small Stable Diffusion 3), and samples images from the model."""
+"""Building, saving and sampling of the emoji flow-matching model, a small Stable Diffusion 3 (SD3) pipeline."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ TIMESTEPS = 1000  # the timestep input of the transformer is TIMESTEPS * sigma
 WITHOUT_T5 = {
     "text_encoder_3": None,
     "tokenizer_3": None,
-}  # diffusers requires an explicit None for both
+}  # diffusers requires that both components are explicitly None
 T5_TOKENS = 256  # number of zero embeddings that the SD3 pipeline appends if it has no T5
 
 
@@ -42,10 +42,8 @@ def build_text_encoder(start: CLIPTextModel, layers: int) -> CLIPTextModelWithPr
     """Return a text encoder with ``layers`` layers, the weights of ``start``, and the identity as text projection.
 
     If ``layers`` is greater than the number of layers of ``start``, each additional layer returns its input unchanged.
-
-    SD3 uses the hidden states before the last layer of a text encoder, and the pooled states after the last layer. If
-    the returned encoder has one layer more than ``start``, SD3 therefore uses the hidden states after the last layer of
-    ``start``.
+    An additional layer is useful because Stable Diffusion 3 uses the hidden states before the last layer of a text
+    encoder.
     """
     config = type(start.config).from_dict(start.config.to_dict() | {"num_hidden_layers": layers})
     encoder = CLIPTextModelWithProjection(config)
@@ -62,7 +60,7 @@ def build_text_encoder(start: CLIPTextModel, layers: int) -> CLIPTextModelWithPr
 def build_transformer(
     vae: nn.Module, *, text_width: int, pooled_width: int, width: int, layers: int, heads: int
 ) -> SD3Transformer2DModel:
-    """Return a new transformer; its modulation and output layers are zero (adaLN-Zero, Peebles and Xie 2023).
+    """Return a new transformer, whose modulation and output layers are zero (adaLN-Zero, Peebles and Xie 2023).
 
     Args:
         vae: VAE whose latents the transformer denoises.
@@ -98,12 +96,10 @@ def build_transformer(
 
 @torch.no_grad()
 def standardize(layer: nn.Linear, inputs: Tensor) -> None:
-    """Changes the weights of ``layer``, so that the layer first standardizes its input features.
+    """Change the weights of ``layer`` so that the layer first scales its input features to zero mean and unit variance.
 
-    Standardized features have zero mean and unit variance.
-
-    Mean and standard deviation of each feature are computed from ``inputs [..., D]``. The hidden states of CLIP before
-    the final layer normalization must be standardized, because some features are hundreds of times larger than others.
+    The mean and standard deviation of each feature are computed from ``inputs [..., D]``. The inputs are hidden states
+    of CLIP before the final layer normalization, of which some features are hundreds of times larger than others.
     """
     features = inputs.flatten(0, -2)
     mean = features.mean(0)
@@ -113,12 +109,12 @@ def standardize(layer: nn.Linear, inputs: Tensor) -> None:
 
 
 class MergedPaddingAttention:
-    """The joint attention of SD3 with an additive attention mask over the keys.
+    """The joint attention of Stable Diffusion 3 (SD3) with an additive attention mask over the keys.
 
-    With this mask, one token replaces the n zero tokens with which SD3 replaces the output of a missing T5 encoder. The
-    zero tokens equal one another in every layer, because text tokens have no positional embedding. In the softmax, n
-    equal tokens have the same effect as one token whose logit is increased by log n. A training step with one merged
-    token takes a quarter of the time of a training step with n zero tokens.
+    If SD3 has no T5 text encoder, it uses n zero tokens instead of the output of T5. The zero tokens are equal in every
+    layer, because text tokens have no positional embedding. In the softmax, n equal tokens have the same effect as one
+    token whose logit is increased by log n. The attention mask adds log n, so that one merged token can replace all
+    zero tokens. With one merged token, a training step takes a quarter of the time.
     """
 
     def __call__(
@@ -145,7 +141,7 @@ def split_heads(x: Tensor, count: int) -> Tensor:
 
 @contextmanager
 def attention_processor(transformer: SD3Transformer2DModel, processor: object) -> Iterator[None]:
-    """Sets the attention processor of ``transformer`` for the duration of the ``with`` block."""
+    """Context manager that sets the attention processor of ``transformer`` for the duration of the ``with`` block."""
     original = transformer.attn_processors
     transformer.set_attn_processor(processor)
     try:
@@ -155,12 +151,12 @@ def attention_processor(transformer: SD3Transformer2DModel, processor: object) -
 
 
 class Velocity:
-    """Predicts velocities with the transformer; one merged token replaces all zero tokens of the missing T5 encoder.
+    """Predicts velocities with a transformer, in which one merged token replaces the zero tokens of a missing T5.
 
-    The outputs are equal to those of the transformer in the SD3 pipeline.
+    The predictions are equal to the predictions of the transformer in an SD3 pipeline.
 
     Args:
-        transformer: transformer whose attention processor is :class:`MergedPaddingAttention`.
+        transformer: the transformer, whose attention processor must be :class:`MergedPaddingAttention`.
         states: hidden states of the CLIP text encoders for every caption, ``[captions, L, D]``.
         pooled: pooled states of the CLIP text encoders for every caption, ``[captions, P]``.
     """
@@ -175,7 +171,7 @@ class Velocity:
             x: noisy latents, ``[B, 4, h, w]``.
             sigma: noise level of each latent, ``[B]``.
             captions: caption index of each latent, ``[B]``.
-            zeros: number of zero tokens after the tokens of each caption, ``[B]``.
+            zeros: number of zero tokens after the tokens of each caption, which one token replaces, ``[B]``.
         """
         text = F.pad(self.states[captions], (0, 0, 0, 1))
         size = self.transformer.config.patch_size
@@ -199,10 +195,9 @@ def sample_images(
 ) -> Tensor:
     """Return images ``[B, 3, H, W]`` in [0, 1], equal to the images that the call ``pipeline(...)`` would generate.
 
-    The attention processor of the transformer must be :class:`MergedPaddingAttention`.
-
     Args:
-        pipeline: the flow-matching model.
+        pipeline: the flow-matching model. The attention processor of its transformer must be
+            :class:`MergedPaddingAttention`.
         prompts: one prompt per image.
         seeds: initial noise latents, ``[B, C, h, w]``.
         steps: number of sampling steps.
@@ -228,14 +223,14 @@ def sample_images(
 def clip_states(pipeline: StableDiffusion3Pipeline, captions: list[str]) -> tuple[Tensor, Tensor]:
     """Return the hidden states ``[B, L, D]`` and the pooled states ``[B, P]`` of the CLIP text encoders.
 
-    The hidden states do not include the zero tokens of the missing T5 encoder.
+    The hidden states do not include the zero tokens with which SD3 replaces the output of a missing T5 encoder.
     """
     encoded = pipeline.encode_prompt(captions, None, None, do_classifier_free_guidance=False, max_sequence_length=0)
     return encoded[0], encoded[2]
 
 
 def save_pipeline(pipeline: StableDiffusion3Pipeline, folder: str | Path) -> None:
-    """Saves the pipeline to ``folder``, with weights in float16 and with a third text encoder that outputs zeros."""
+    """Save the pipeline to ``folder``, with weights in float16 and with a third text encoder that outputs zeros."""
     pipeline = StableDiffusion3Pipeline(**pipeline.components | zero_t5_embeddings(pipeline.transformer.config))
     pipeline.save_pretrained(folder)
     for name in ("transformer", "text_encoder", "text_encoder_2", "text_encoder_3", "vae"):
@@ -243,11 +238,11 @@ def save_pipeline(pipeline: StableDiffusion3Pipeline, folder: str | Path) -> Non
 
 
 def zero_t5_embeddings(transformer: FrozenDict) -> dict[str, object]:
-    """Return a T5 with one unit whose output is zero, and its tokenizer, as components of an SD3 pipeline.
+    """Return a minimal T5 encoder that outputs zeros, and its tokenizer, as components of an SD3 pipeline.
 
-    An SD3 pipeline without T5 uses zero embeddings in place of the T5 outputs, so that the returned T5 has the same
-    effect. The returned T5 is needed because ``DiffusionPipeline.from_pretrained`` by default requires all three text
-    encoders.
+    The returned T5 encoder has the same effect as no T5 encoder, because an SD3 pipeline replaces the output of a
+    missing T5 encoder by zeros. The returned encoder is needed because ``DiffusionPipeline.from_pretrained`` requires
+    all three text encoders by default.
     """
     tokens = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((letter, -3.0) for letter in "\u2581" + ascii_lowercase)]
     width = transformer.joint_attention_dim

@@ -1,4 +1,4 @@
-"""Trains the emoji flow-matching model: a small Stable Diffusion 3 transformer in the latent space of the emoji VAE."""
+"""Training of the emoji flow-matching model, a small Stable Diffusion 3 transformer in the latent space of a VAE."""
 
 from __future__ import annotations
 
@@ -47,21 +47,21 @@ from rnri.validation import NonEmptyStr, UnitInterval, dataclass
 
 SAMPLE_STEPS = 20  # number of sampling steps of sample images
 SAMPLE_GUIDANCE = 6.0  # guidance scale of the sample images during training
-FEATURE_LOSS_WEIGHT = 0.5  # weight of the feature loss; the weight of the velocity loss is 1
+FEATURE_LOSS_WEIGHT = 0.5  # weight of the feature loss, relative to the velocity loss
 
 
 class FlowTraining(LightningModule):
     """Training of rectified flow by the mean squared error of the predicted velocity, at logit-normal noise levels.
 
-    With a teacher, a feature loss is added to the velocity loss: from the output of the second-to-last transformer
-    block, a linear layer predicts the features of the teacher at the same position (hints, Romero et al. 2015, arXiv
-    1412.6550). The features provide many more target values per token than the velocity.
+    If there is a teacher, a feature loss is added to the velocity loss (hints, Romero et al. 2015, arXiv 1412.6550). A
+    linear layer predicts the features of the teacher from the output of the second-to-last transformer block, at the
+    same position. The features of the teacher have many more values per token than the velocity.
 
     Args:
         pipeline: the pipeline whose transformer is trained.
-        velocity: predicts velocities with the transformer of ``pipeline``.
-        targets: computes the training targets.
-        channels: number of channels of the features of the teacher; 0 trains without the feature loss.
+        velocity: function that predicts velocities with the transformer of ``pipeline``.
+        targets: function that computes the training targets.
+        channels: number of channels of the features of the teacher; 0: the training has no feature loss.
         settings: settings of the training task.
     """
 
@@ -116,17 +116,17 @@ class FlowTraining(LightningModule):
 class PretrainFlow(DistillationTask):
     """The task of ``experiment=pretrain_flow``: trains a small Stable Diffusion 3 transformer.
 
-    VAE, tokenizer and text encoder are those of the pipeline in the folder ``model``.
+    The VAE, the tokenizer and the text encoder are taken from the pipeline in the folder ``model``.
 
     Args:
         teacher: folder of the Stable Diffusion pipeline (teacher) that computes the target velocities; None: the model
-            is trained with the usual targets of rectified flow.
+            is trained with the usual targets of rectified flow, without a teacher.
         hint_layer: name of the U-Net layer of the teacher whose output is the target of the feature loss.
         decay_from: fraction of the training steps after which the linear decay of the learning rate to zero begins.
         drop_caption: fraction of the captions that are replaced by the empty caption, for classifier-free guidance.
-        logit_mean, logit_std: mean and standard deviation of the normal distribution of ``logit(sigma)``, from which
-            the noise levels sigma of the training are drawn.
-        width: dimension of the hidden states of the transformer; a multiple of ``heads``.
+        logit_mean: mean of the logits of the noise levels in the training, which are normally distributed.
+        logit_std: standard deviation of the logits of the noise levels in the training.
+        width: dimension of the hidden states of the transformer, which must be a multiple of ``heads`` and of 4.
         layers: number of transformer blocks.
         heads: number of attention heads.
         shift: parameter ``shift`` of the noise levels of the sampler (``FlowMatchEulerDiscreteScheduler``).

@@ -1,4 +1,4 @@
-"""Distills the emoji diffusion model to a few sampling steps: a latent consistency model as a LoRA of its U-Net."""
+"""Distillation of the emoji diffusion model to a latent consistency model (LCM), stored as a LoRA of its U-Net."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ SAMPLER_STEPS = (
     2,
     4,
     8,
-)  # timesteps of samplers with these numbers of steps are drawn more often
+)  # numbers of sampling steps whose timesteps are drawn more often in the training
 GRID_STEPS = 2  # number of sampling steps of the sample images during training
 PROBE_STEPS = (1, 2, 4)  # numbers of sampling steps at which the accuracy is measured
 DDIM_GUIDANCE = 3.0  # guidance scale of the base model when its accuracy is measured
 SIGMA_DATA, TIME_SCALING = 0.5, 10.0  # parameters of the boundary scalings, as in the LCMScheduler of diffusers
-PSEUDO_HUBER_C = 1e-3  # the pseudo-Huber loss is about quadratic for smaller errors and about linear for larger errors
+PSEUDO_HUBER_C = 1e-3  # error below which the pseudo-Huber loss is about quadratic and above which it is about linear
 
 Network = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""A function from latents ``[B, 4, h, w]``, timesteps ``[B]`` and text states ``[B, L, D]`` to predicted noise."""
+"""A function that predicts noise from latents ``[B, 4, h, w]``, timesteps ``[B]`` and text states ``[B, L, D]``."""
 
 
 class DDIMTeacher:
@@ -47,7 +47,7 @@ class DDIMTeacher:
         empty: hidden states of the text encoder ("text states") for the empty caption, ``[1, L, D]``.
         stride: number of timesteps per DDIM step.
         strides: number of DDIM steps from a noisy latent to the latent from which the training target is computed.
-        guidance: lowest and highest guidance scale; the scale of each sample is drawn uniformly from this range.
+        guidance: lowest and highest guidance scale, between which the guidance scale of each sample is drawn uniformly.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class DDIMTeacher:
 
     @torch.no_grad()
     def denoise(self, z: Tensor, t: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the latents and timesteps ``(z_s, s)`` after ``strides`` DDIM steps, or earlier at timestep 0.
+        """Return the latents ``z_s`` and the timesteps ``s`` after ``strides`` DDIM steps, at most to timestep 0.
 
         Args:
             z: noisy latents, ``[B, 4, h, w]``.
@@ -111,9 +111,10 @@ def alpha_sigma(alpha_bar: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def boundary_scalings(t: Tensor) -> tuple[Tensor, Tensor]:
-    """Return ``(c_skip, c_out)`` at timesteps ``t [B]``, each ``[B, 1, 1, 1]``.
+    """Return the factors ``c_skip`` and ``c_out`` of a consistency model at timesteps ``t [B]``, each ``[B, 1, 1, 1]``.
 
-    With these factors, the consistency function ``c_skip z + c_out x0`` is the identity at t = 0.
+    The output of a consistency model is ``c_skip z + c_out x0`` for the latent ``z`` and the predicted clean latent
+    ``x0``. At t = 0, the output is equal to ``z``.
     """
     scaled = t.view(-1, 1, 1, 1) * TIME_SCALING
     return SIGMA_DATA**2 / (scaled**2 + SIGMA_DATA**2), scaled / (scaled**2 + SIGMA_DATA**2).sqrt()
@@ -138,9 +139,9 @@ def timestep_distribution(scheduler: LCMScheduler) -> tuple[Tensor, Tensor]:
     """Return the timesteps at which the student is trained, and their probabilities.
 
     The timesteps are the grid from which an LCM scheduler chooses the timesteps of a sampler. Half of the probability
-    mass is uniform on the grid. The other half is on the timesteps of the samplers with 1, 2, 4 and 8 steps; the
-    probability of a timestep is proportional to the number of these samplers that use the timestep. Errors of the
-    student at other timesteps affect these samplers only through the training targets.
+    is distributed uniformly on the grid. The other half is distributed on the timesteps of the samplers with 1, 2, 4
+    and 8 steps. Its share for a timestep is proportional to the number of samplers that use the timestep. Other
+    timesteps are less important, because they affect the samplers only through the training targets.
     """
     spacing = scheduler.config.num_train_timesteps // scheduler.config.original_inference_steps
     grid = torch.arange(spacing, scheduler.config.num_train_timesteps + 1, spacing) - 1
@@ -156,14 +157,13 @@ class ConsistencyDistillation(LightningModule):
 
     The teacher moves a noisy latent from timestep ``t`` to a timestep ``s < t`` by several guided DDIM steps. The
     training target is the clean latent that the exponential moving average of the student predicts from the latent at
-    ``s``. The loss compares this target with the clean latent that the student predicts from the latent at ``t``. At
-    ``s = 0``, the target is the latent at ``s`` itself. Because the teacher takes several DDIM steps per target, only a
-    few targets lie between noise and a clean latent. The latents that the teacher computes are used in several training
-    steps.
+    timestep ``s``. If ``s`` is 0, the training target is the latent at timestep 0. The loss compares the training
+    target with the clean latent that the student predicts from the latent at ``t``. Each latent of the teacher is used
+    in several training steps.
 
     Args:
         student: the LoRA to train.
-        teacher: computes the latents at ``s``.
+        teacher: the teacher, which computes the latents at timestep ``s``.
         states: hidden states of the text encoder for every caption, ``[captions, L, D]``.
         pipeline: the base model.
         settings: settings of the training task.
@@ -205,7 +205,7 @@ class ConsistencyDistillation(LightningModule):
         return loss
 
     def clean(self, student: LowRank, z: Tensor, t: Tensor, text: Tensor) -> Tensor:
-        """Return the clean latent that ``student`` predicts from ``z`` at timesteps ``t`` (consistency function)."""
+        """Return the clean latents that ``student`` predicts from latents ``z`` at timesteps ``t``."""
         noise = student.run(student.weights(), z, t, text)
         alpha, sigma = alpha_sigma(self.teacher.alpha_bar, t)
         skip, out = boundary_scalings(t)
@@ -242,7 +242,7 @@ def sample_images(
     steps: int,
     guidance: float,
 ) -> Tensor:
-    """Return images ``[B, 3, H, W]`` in [0, 1], sampled by deterministic DDIM steps at the timesteps of LCMScheduler.
+    """Return images ``[B, 3, H, W]`` in [0, 1], sampled by DDIM steps without noise at the timesteps of LCMScheduler.
 
     Args:
         pipeline: pipeline whose text encoder, VAE and scheduler are used.
@@ -325,7 +325,7 @@ class PretrainLcm(DistillationTask):
     def rows(self) -> list[dict]:
         """Return the accuracy of the evaluation classifier on images from the LoRA and from the base model.
 
-        The table has one row per model, guidance scale and number of sampling steps.
+        The result has one row per model, guidance scale and number of sampling steps.
         """
         if not self.accuracy_probe:
             return []
@@ -347,6 +347,6 @@ class PretrainLcm(DistillationTask):
 
 
 def save_lora(student: LowRank, pipeline: StableDiffusionPipeline, folder: str | Path) -> None:
-    """Saves the LoRA in the format of ``pipeline.load_lora_weights(folder)``, and the config of its LCMScheduler."""
+    """Save the LoRA in the format of ``pipeline.load_lora_weights(folder)``, and the config of its LCMScheduler."""
     StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=student.peft_state_dict())
     build_lcm_scheduler(pipeline).save_pretrained(folder)

@@ -13,16 +13,16 @@ from torch.func import functional_call
 
 from rnri.loading import read_weights
 
-EXCLUDED_LAYERS = ("conv_in", "conv_out")  # these layers have only four input or output channels
+EXCLUDED_LAYERS = ("conv_in", "conv_out")  # without LoRA, because these layers have only four input or output channels
 
 
 class LowRank(nn.Module):
     """LoRA: replaces the weight ``W`` of linear and convolutional layers by ``W + B A`` with trainable ``A`` and ``B``.
 
-    All linear and convolutional layers of the network are updated, except the first layer and the last layer. The
-    method is LoRA (Hu et al. 2022, arXiv 2106.09685) with alpha equal to the rank. The sum ``W + B A`` is computed once
-    per training step; for a batch of images this is cheaper than separate layers ``A`` and ``B``. The network itself is
-    not changed, and the network is not part of the state dict of this module.
+    The method is LoRA (Hu et al. 2022, arXiv 2106.09685) with alpha equal to the rank, for all linear and convolutional
+    layers of the network except the first and the last layer. The sum ``W + B A`` is computed once per training step,
+    because separate layers ``A`` and ``B`` would be slower for a batch of images. The network is not changed, and is
+    not part of the state dict of this module.
 
     Args:
         network: the frozen network.
@@ -44,7 +44,7 @@ class LowRank(nn.Module):
         self.frozen = _Frozen(network)
 
     def weights(self) -> dict[str, Tensor]:
-        """Return the updated weights ``W + B A``; keys are the names of the weights in the network."""
+        """Return the weights ``W + B A``, by the names of the weights in the network."""
         layers = zip(self.layers, self.down, self.up, strict=True)
         return {f"{name}.weight": self._base(name) + _product(up, down) for name, down, up in layers}
 
@@ -57,7 +57,7 @@ class LowRank(nn.Module):
 
     @torch.no_grad()
     def update_average(self, other: LowRank, decay: float) -> None:
-        """Updates the parameters of this module as an exponential moving average of the parameters of ``other``."""
+        """Update the parameters of this module as an exponential moving average of the parameters of ``other``."""
         torch._foreach_lerp_(list(self.parameters()), list(other.parameters()), 1 - decay)
 
     def peft_state_dict(self) -> dict[str, Tensor]:
@@ -71,7 +71,7 @@ class LowRank(nn.Module):
 
     @torch.no_grad()
     def load(self, folder: str) -> None:
-        """Loads the LoRA in ``folder``, which was saved from :meth:`peft_state_dict`.
+        """Load the LoRA in ``folder``, which was saved from :meth:`peft_state_dict`.
 
         Raises:
             ValueError: the file cannot be read, or a weight is missing or has another shape.
@@ -97,7 +97,7 @@ def _copy(target: Tensor, values: Tensor) -> None:
 
 
 class _Frozen:
-    """Wraps the frozen network, so that a module with this attribute does not register the weights of the network.
+    """Wraps the frozen network, so that a module with this wrapper as attribute does not register the network.
 
     A deep copy of the wrapper refers to the same network.
     """

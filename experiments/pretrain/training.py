@@ -1,4 +1,4 @@
-"""Code for all trainings: optimizer, learning-rate schedule, data loading, checkpoints, and saving of models."""
+"""Common code of all trainings: optimizer, learning-rate schedule, data loading, checkpoints, and saving of models."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ Model = TypeVar("Model")
 
 
 class TrainingTask:
-    """Base class of all training tasks (:class:`experiments.base.Task`), with an estimate of the cost of a training."""
+    """Base class of all experiments that train a network (:class:`experiments.base.Task`)."""
 
     batch_size: int
 
     def plan(self, trainer: Trainer) -> list[StagePlan]:
-        """Return the cost of the training as one stage, with a forward and a backward pass per image of every batch."""
+        """Return the estimated cost of the training: one forward and one backward pass per image of each batch."""
         steps = trainer.max_steps
         images = steps * self.batch_size
         name = f"training, {steps:,} steps of {self.batch_size} images"
@@ -54,8 +54,7 @@ def adamw(
 ) -> dict:
     """Return an AdamW optimizer and a learning-rate schedule, in the format of Lightning's ``configure_optimizers``.
 
-    The learning rate increases linearly during the warm-up, is then constant, and finally decays linearly to zero. A
-    training can be extended from a checkpoint of the phase with constant learning rate.
+    The learning rate increases linearly during the warm-up, is then constant, and finally decays linearly to zero.
 
     Args:
         module: module to train, or a list of parameter groups.
@@ -84,7 +83,7 @@ class ImageDataModule(LightningDataModule):
     Args:
         train: training set.
         validation: validation set; None: the training has no validation.
-        batch_size: number of samples per batch; a training set with fewer samples is one batch.
+        batch_size: number of samples per batch. If the training set has fewer samples, it is one batch.
         seed: integer that determines the order of the training samples.
         workers: number of processes that read samples. If the samples are in memory, 0 is fastest.
     """
@@ -98,7 +97,7 @@ class ImageDataModule(LightningDataModule):
         self.workers = {"num_workers": workers, "persistent_workers": workers > 0}
 
     def train_dataloader(self) -> DataLoader:
-        step = self.trainer.global_step if self.trainer else 0  # other batches in a resumed training
+        step = self.trainer.global_step if self.trainer else 0  # a resumed training does not repeat the same batches
         generator = torch.Generator().manual_seed(self.seed + step)
         batch_size = min(self.batch_size, len(self.train))
         return DataLoader(
@@ -117,19 +116,19 @@ def fastest_precision() -> str:
     if torch.cuda.is_available():
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # missing in old PyTorch versions
+        capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # old PyTorch versions lack get_capabilities
         native = any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
     return "bf16-mixed" if native else "32-true"
 
 
 def reseed_resumed(module: LightningModule) -> None:
-    """Seed PyTorch's generator again if ``module`` resumes a training, so that augmentations are not repeated."""
+    """Seed PyTorch's generator differently if a training resumes, so that random augmentations are not repeated."""
     if module.global_step:
         torch.manual_seed(torch.initial_seed() + module.global_step)
 
 
 def fit(trainer: Trainer, module: LightningModule, data: LightningDataModule) -> None:
-    """Trains ``module``; if the run folder contains a checkpoint, the training resumes from the last checkpoint."""
+    """Train ``module``, from the last checkpoint in the run folder if there is one."""
     checkpoint = last_checkpoint(trainer)
     if checkpoint is not None:
         log_earlier_values(trainer, checkpoint)
@@ -137,10 +136,10 @@ def fit(trainer: Trainer, module: LightningModule, data: LightningDataModule) ->
 
 
 def check_network(build: Callable[[], Any], **settings: Any) -> None:
-    """Call ``build``, which creates a network and computes its output, and restore the random state afterwards.
+    """Check before a training that a network can be built from its settings. The random state does not change.
 
     Args:
-        build: function that is called once before the training.
+        build: function that creates the network and computes its output.
         settings: values of the keys of ``task`` on which the network depends, for the error message.
 
     Raises:
@@ -149,17 +148,14 @@ def check_network(build: Callable[[], Any], **settings: Any) -> None:
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             build()
-    except Exception as error:  # diffusers, transformers and timm raise many types of errors
+    except Exception as error:  # diffusers, transformers and timm raise exceptions of many types
         reason = shorten(str(error), 300)
         values = " ".join(f"task.{name}={value}" for name, value in settings.items())
         raise ValueError(f"{values}: no network has these settings ({reason}); choose others.") from None
 
 
 def check_output(folder: str | Path) -> None:
-    """Raise a ValueError if the output folder ``folder`` is not writable.
-
-    The function is called before the training.
-    """
+    """Raise a ValueError if the output folder ``folder`` is not writable, before the training begins."""
     try:
         check_writable(Path(folder) / "config.json")
     except CannotWrite as error:
@@ -167,7 +163,7 @@ def check_output(folder: str | Path) -> None:
 
 
 def load_pretrained(model: type[Model], key: str, folder: str) -> Model:
-    """Return the diffusers model or pipeline in ``folder``, in float32; a pipeline has no safety checker.
+    """Load a diffusers model or pipeline in float32. A pipeline is loaded without its safety checker.
 
     Args:
         model: class of the model or pipeline.
@@ -179,7 +175,7 @@ def load_pretrained(model: type[Model], key: str, folder: str) -> Model:
     """
     try:
         return _load_pretrained(model, folder)
-    except Exception as error:  # diffusers, safetensors and json raise many types of errors
+    except Exception as error:  # diffusers, safetensors and json raise exceptions of many types
         reason = " ".join(str(error).split())
         raise ValueError(
             f"{key}={folder!r} is not a folder of {model.__name__} ({reason}): give a folder with a saved "
@@ -201,14 +197,14 @@ def _load_pretrained(model: type[Any], folder: str) -> Any:
 def final_loss(trainer: Trainer) -> dict[str, float]:
     """Return the loss of the last training step, as ``{"loss": value}``.
 
-    If a finished training is resumed, no training step runs and the dictionary is empty.
+    If a finished training is resumed, no training step is run, and the returned dictionary is empty.
     """
     return {name: float(value) for name, value in trainer.callback_metrics.items() if name == "loss"}
 
 
 @dataclass(frozen=True)
 class Unregistered:
-    """Wraps a pipeline that is an attribute of a Lightning module, so that checkpoints do not contain the pipeline."""
+    """Wraps a pipeline that is an attribute of a Lightning module, so that it is not saved in checkpoints."""
 
     value: DiffusionPipeline
 
@@ -219,9 +215,9 @@ def sample_seeds(count: int, shape: tuple[int, ...]) -> Tensor:
 
 
 def save_grid(images: Tensor, trainer: Trainer) -> None:
-    """Saves ``images [B, 3, H, W]`` in [0, 1] as one grid, ``samples/stepNNNNNN.png`` in the run folder.
+    """Save ``images [B, 3, H, W]`` in [0, 1] as one grid in the run folder.
 
-    The number in the file name is the training step.
+    The name of the file contains the training step, as in ``samples/step001000.png``.
 
     Raises:
         NonFiniteError: ``images`` contain NaN or infinity.
@@ -233,17 +229,17 @@ def save_grid(images: Tensor, trainer: Trainer) -> None:
 
 
 def report(trainer: Trainer, results: Mapping[str, Any]) -> None:
-    """Prints the results of a training, and writes them to the file ``results.json`` in the run folder."""
+    """Print the results of a training, and write the results to the file ``results.json`` in the run folder."""
     print(json.dumps(results))
     if trainer.is_global_zero:
         (Path(trainer.default_root_dir) / "results.json").write_text(json.dumps(results, indent=1) + "\n")
 
 
 def save_fp16(model: nn.Module, folder: str | Path) -> None:
-    """Saves ``model`` to ``folder`` with weights in float16, and with a config from which the model loads as float32.
+    """Save ``model`` to ``folder`` with weights in float16, and with a config from which it is loaded in float32.
 
-    By default, transformers loads a model with the dtype in the config of the model, and diffusers loads a model as
-    float32. If the config contained float16, the models of a pipeline would have two different dtypes.
+    By default, diffusers loads a model in float32, but transformers loads a model with the dtype in its config. If the
+    config contained float16, the models of a pipeline would have different dtypes.
     """
     deepcopy(model).half().save_pretrained(folder)
     config = Path(folder) / "config.json"

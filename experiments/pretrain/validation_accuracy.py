@@ -1,4 +1,4 @@
-"""Measures the accuracy of an evaluation classifier on images that a trained model generates."""
+"""Measurement of the accuracy of an evaluation classifier on images that a trained model generates."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from experiments.evaluation.metrics import bootstrap_interval
 from rnri.validation import NonEmptyStr, dataclass
 
 Sampler = Callable[[list[str], Tensor], Tensor]
-"""A function from prompts and seeds ``[B, 4, h, w]`` to generated images ``[B, 3, H, W]`` in [0, 1]."""
+"""A function that generates images ``[B, 3, H, W]`` in [0, 1] from B prompts and B seeds ``[B, 4, h, w]``."""
 
 
 @dataclass
 class AccuracyProbe:
-    """Measures for how many generated images the evaluation classifier predicts the concept in the prompt.
+    """Measures for which share of generated images an evaluation classifier predicts the concept in the prompt.
 
     Args:
         source: data source of the concepts and their prompts.
         classifier: folder of the evaluation classifier.
-        samples: number of images per concept. Image k of a concept is generated from the same seed with every sampler.
+        samples: number of images per concept. Image k is generated from the same seed with every sampler.
     """
 
     source: ConceptSource
@@ -32,21 +32,21 @@ class AccuracyProbe:
     samples: PositiveInt
 
     def prepare(self) -> None:
-        """Loads the classifier and the concepts; raises a ValueError if the classifier or the data is invalid."""
+        """Load the classifier and the concepts; raise a ValueError if the classifier or the data is invalid."""
         self.network = load_classifier(self.classifier)
         self.concepts: list[Concept] = [concept for concept in self.source.concepts() for _ in range(self.samples)]
 
     @torch.no_grad()
     def row(self, sampler: Sampler, shape: tuple[int, ...], batch_size: int = 64, **labels: object) -> dict:
-        """Return one row of a results table, with the accuracy in % and its 95 % confidence interval in each bucket.
+        """Return the accuracy in % on each bucket (group of concepts by frequency), with 95 % confidence intervals.
 
-        The confidence interval is computed by bootstrap over concepts.
+        The confidence intervals are computed by a bootstrap over concepts.
 
         Args:
             sampler: function that generates images.
             shape: shape of one seed, ``(C, h, w)``.
             batch_size: number of images that are generated at once.
-            labels: additional columns, which are left of the accuracies.
+            labels: additional entries at the beginning of the returned dictionary.
         """
         correct: list[float] = []
         for start in range(0, len(self.concepts), batch_size):

@@ -25,7 +25,7 @@ from rnri.validation import describe
 WANDB_ID_FILE = "wandb_id"
 """Name of the file in the run's folder that contains the id of the W&B run."""
 EXTRAS = {"TensorBoardLogger": "tensorboard", "MLFlowLogger": "mlflow"}
-"""Packages of loggers that are not installed by default. ``pyproject.toml`` has an extra with the name of the package."""
+"""Packages of loggers that are not installed by default, each of which is an extra in ``pyproject.toml``."""
 MAX_JOB_TYPE_CHARS = 64  # maximum length of a job type in W&B
 
 
