@@ -9,7 +9,7 @@ to ``runs/emoji`` or ``--output``:
 - ``concepts.csv``: one row per concept, with the number of captions that mention the concept.
 
 The same package versions always give byte-identical files. ``--output assets/emoji`` replaces the corpus of this
-repository. ``--size 512`` renders drawings of 512 x 512 pixels, for a larger model.
+repository. ``--size 512`` renders drawings of 512 x 512 pixels, for a model that generates larger images.
 """
 
 from __future__ import annotations

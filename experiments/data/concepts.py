@@ -35,7 +35,10 @@ ConceptSelection = Annotated[
     PositiveInt | NonEmptyStr | Annotated[Sequence[NonEmptyStr | NonNegativeInt], MinLen(1), unique_items],
     Field(description="a number of concepts per bucket, all, or a list of unique names"),
 ]
-"""Type of the setting ``data.concepts``, see :func:`select_concepts`. Integers in a list are names of concepts."""
+"""Type of the setting ``data.concepts``, see :func:`select_concepts`.
+
+An integer in a list of concepts is the name of a concept.
+"""
 
 MAX_EAGER_CHECKS = 10_000
 """Maximum number of reference images that are decoded before a run to find damaged files.
@@ -132,7 +135,7 @@ class EmojiConcepts:
             ``tail`` captions mention is in bucket ``tail``.
         bucket_by: ``threshold`` assigns concepts to buckets by the thresholds ``head`` and ``tail``. ``rank`` sorts the
             concepts by frequency and assigns them to buckets by the numbers ``ranks``.
-        ranks: numbers of head, medium and tail concepts. The sum of the three numbers is the number of concepts.
+        ranks: numbers of head, medium and tail concepts. The sum of ``ranks`` must be the number of concepts.
     """
 
     folder: NonEmptyStr
@@ -256,7 +259,7 @@ def select_concepts(
         selection: a number of concepts per bucket, ``"all"``, or a list of names. If ``selection`` is a number,
             concepts are drawn uniformly from each bucket. With the same ``seed``, a larger number selects all concepts
             that a smaller number selects. Names are looked up in all buckets. An integer in a list is a name.
-        buckets: buckets to select from, unless ``selection`` is a list of names.
+        frequency buckets (head, medium, tail) to select from. Ignored if ``selection`` is a list of names.
         seed: integer that initializes the random draw.
 
     Raises:

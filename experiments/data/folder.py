@@ -21,8 +21,8 @@ from rnri.validation import NonEmptyStr, dataclass
 class FolderConcepts:
     """Concepts with reference images in ``references/NAME/*`` and real images for FID in ``real/*`` or ``real/NAME/*``.
 
-    An image is any file that Pillow reads. If a file has several frames or pages, the first frame or page is used. An
-    image file is read from disk each time the image is indexed.
+    All files that Pillow can read are images. If a file has several frames or pages, the first frame or page is used.
+    An image file is read from disk each time the image is indexed.
 
     Args:
         references: folder with one subfolder of images per concept; the name of the subfolder is the label of the
@@ -30,7 +30,7 @@ class FolderConcepts:
         real: folder of real images for FID and KID, or folder with one subfolder of real images per concept. No real
             image may also be in ``references``.
         counts: table with the number of training captions that mention each concept name.
-        prompt: prompt template with the field ``{name}``.
+        prompt: prompt template, in which the field ``{name}`` is replaced by the name of the concept.
         size: image size in pixels, one number for square images or ``(H, W)``. If ``size`` is None, the image size of
             the model is used.
         head, tail: a concept that more than ``head`` captions mention is in bucket ``head``. A concept that fewer than
@@ -38,7 +38,7 @@ class FolderConcepts:
             ``tail = 10,000`` captions of LAION-2B.
         bucket_by: ``threshold`` assigns concepts to buckets by the thresholds ``head`` and ``tail``. ``rank`` sorts the
             concepts by frequency and assigns them to buckets by the numbers ``ranks``.
-        ranks: numbers of head, medium and tail concepts. The sum of the three numbers is the number of concepts in
+        ranks: numbers of head, medium and tail concepts. The sum of ``ranks`` must be the number of concepts in
             ``counts``.
         classes: how the subfolders are matched with the rows of ``counts``. ``folders`` matches equal names.
             ``imagenet1k`` matches ImageNet classes by index, WordNet id or name. ``imagenet1k_rows`` uses row k of the

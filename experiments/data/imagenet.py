@@ -35,12 +35,13 @@ class ImageNetConcepts:
 
     Args:
         path: folder of a local copy of ImageNet-1k, or an id on the Hugging Face Hub, whose files are read remotely. A
-            copy contains Parquet files with the columns ``image`` and ``label`` (class indices, WordNet ids or names),
-            or image files ``train/WNID/*`` and ``val/WNID/*`` (or unlabeled ``val/*``), where WNID is a WordNet id. If
-            the Parquet files or the dataset card declare the names of the class indices (``datasets.ClassLabel``),
-            classes are looked up by these names. A warning lists files that are ignored because they are not images.
+            copy contains Parquet files with the columns ``image`` and ``label``, or image files ``train/WNID/*`` and
+            ``val/WNID/*`` (or unlabeled ``val/*``), where WNID is a WordNet id. Labels in Parquet files are class
+            indices, WordNet ids or class names. If the Parquet files or the dataset card declare a name for each class
+            index (``datasets.ClassLabel``), classes are looked up by the declared names. A warning lists files that are
+            ignored because they are not images.
         counts: table with the number of training captions per class. Classes are given by index, WordNet id or name.
-        prompt: prompt template with the field ``{name}``, which is replaced by the first name of the class.
+        prompt: prompt template, in which the field ``{name}`` is replaced by the first name of the class.
         size: image size in pixels, one number for square images or ``(H, W)``. If ``size`` is None, the image size of
             the model is used.
         head, tail, bucket_by, ranks: how concepts are assigned to buckets, see

@@ -51,7 +51,7 @@ class LabeledImages(Protocol):
         ...
 
     def dataset(self, groups: Sequence[str], augment: bool) -> LabeledDataset:
-        """Return the images of ``groups``.
+        """Return a dataset of the images in ``groups``.
 
         If ``augment`` is true, the dataset also contains augmented versions of each image.
         """

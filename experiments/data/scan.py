@@ -86,7 +86,7 @@ def named_folders(folder: Path) -> dict[str, Path]:
     """Return a dict from the normalized name of each subfolder of ``folder`` to its path, sorted by folder name.
 
     Raises:
-        ValueError: two subfolders have the same normalized name.
+        ValueError: two subfolders have the same name after :func:`~experiments.naming.normalize_name`.
     """
     folders = list_folder(folder).folders
     names = unique_names((path.name for path in folders), f"the folder {folder}", "rename or merge them")

@@ -183,8 +183,8 @@ def _in_class_order(names: Sequence[str]) -> bool:
     """Return whether ``names`` are the names of the 1,000 classes of ImageNet-1k in the order of the class indices.
 
     Not every name can be looked up: on the Hugging Face Hub, a few names belong to two classes (maillot) or to no class
-    (crane2). ``names`` are accepted as ordered if more than half of the names belong only to the class whose index is
-    the position of the name, and no name belongs only to another class.
+    (crane2). ``names`` count as ordered if no name belongs only to a class at another position, and more than half of
+    the names belong only to the class at their own position.
     """
     indices = [_unique_index(name) for name in names]
     matching = sum(index == position for position, index in enumerate(indices))

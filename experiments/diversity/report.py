@@ -71,7 +71,7 @@ class ImageGroup:
         return [prediction == self.concept.name for prediction in self.predictions]
 
     def row(self) -> dict[str, Any]:
-        """Return the row of ``concepts.csv`` for this concept and arm, without the name of the arm."""
+        """Return the row of ``concepts.csv`` for this concept, without the name of the pipeline (arm)."""
         return {
             "concept": self.concept.name,
             "bucket": self.concept.bucket,
@@ -85,7 +85,7 @@ class ImageGroup:
 
 
 def evaluate_arm(context: RunContext, arm: str, classifier: Classifier) -> list[ImageGroup]:
-    """Return the images and metrics of all concepts for the arm ``arm``."""
+    """Return the images and metrics of all concepts for the pipeline ``arm``."""
     units = context.units(arm)
     return [evaluate_group(concept, *units.read(concept.key), classifier) for concept in context.concepts]
 
@@ -93,7 +93,7 @@ def evaluate_arm(context: RunContext, arm: str, classifier: Classifier) -> list[
 def evaluate_group(
     concept: Concept, tensors: Mapping[str, Tensor], record: Mapping[str, Any], classifier: Classifier
 ) -> ImageGroup:
-    """Compute the metrics of the images of one concept and arm from the stored tensors and the stored record."""
+    """Compute the metrics of the images of one concept from the stored ``tensors`` and ``record`` of a pipeline."""
     images = tensors["images"]
     features, labels = classify_images(classifier, images)
     remaining = iter(labels)
@@ -119,13 +119,13 @@ def write_report(
     seed: int,
     step: int = 0,
 ) -> list[dict[str, Any]]:
-    """Write tables and figures to ``run_dir`` and to the loggers; return one row of metrics per arm.
+    """Write tables and figures to ``run_dir`` and to the loggers; return one row of metrics per pipeline (arm).
 
     Args:
-        groups: images and metrics of each concept, by the name of the arm. The concepts have the same order in all
-            arms.
-        settings: the settings on which the results depend.
-        seed: random seed of the bootstrap.
+        groups: images and metrics of each concept, by the name of the pipeline (arm). The order of the concepts is the
+            same for all pipelines.
+        settings: all settings on which the results depend, which are stored with the results.
+        seed: random seed of the bootstrap confidence intervals.
         step: step number with which the loggers record the results.
     """
     concepts = [{"method": name} | group.row() for name, arm in groups.items() for group in arm]
@@ -161,9 +161,9 @@ def arm_row(method: str, concepts: Sequence[Mapping[str, Any]], seed: int) -> di
 
 
 def pair_rows(groups: Mapping[str, Sequence[ImageGroup]], seed: int) -> list[dict[str, Any]]:
-    """Return the mean differences of the metrics between each pair of arms, with 95 % confidence intervals.
+    """Return the mean differences of the metrics between each two pipelines (arms), with 95 % confidence intervals.
 
-    The bootstrap of the confidence interval resamples the same concepts for both arms.
+    The bootstrap of a confidence interval resamples the same concepts for both pipelines.
     """
     by_arm = {name: [group.row() for group in arm] for name, arm in groups.items()}
     pairs = []
@@ -208,7 +208,7 @@ def sample_rows(method: str, group: ImageGroup) -> list[dict[str, Any]]:
 
 
 def diversity_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Plot accuracy against pairwise distance, and accuracy against Vendi score, with one point per arm."""
+    """Plot accuracy against pairwise distance, and accuracy against Vendi score, with one point per pipeline (arm)."""
     figure, axes = plots.panels(2)
     styles = plots.method_styles([row["method"] for row in rows])
     for axis, column in zip(axes[0], ("distance", "vendi"), strict=True):
@@ -227,13 +227,13 @@ def diversity_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def image_figures(groups: Mapping[str, Sequence[ImageGroup]]) -> dict[str, Any]:
-    """Return a dict from figure path to a function that draws the images of one concept for all arms."""
+    """Return a dict from figure path to a function that draws the images of one concept for all pipelines (arms)."""
     concepts = [group.concept for group in next(iter(groups.values()))][:MAX_FIGURES]
     return {f"images/{concept.name}": partial(concept_figure, groups, k) for k, concept in enumerate(concepts)}
 
 
 def concept_figure(groups: Mapping[str, Sequence[ImageGroup]], index: int) -> Figure:
-    """Draw the images of the concept ``index``, one row per arm.
+    """Draw the images of the concept ``index``, with one row per pipeline (arm).
 
     The captions are the predicted labels that are wrong.
     """
@@ -251,7 +251,7 @@ def concept_figure(groups: Mapping[str, Sequence[ImageGroup]], index: int) -> Fi
 
 
 def thumbnails(groups: Mapping[str, Sequence[ImageGroup]]) -> list[Thumbnails]:
-    """Return the images of each arm for the HTML report, ordered by concept, with the labels that are wrong."""
+    """Return the images of each pipeline (arm) for the HTML report, ordered by concept, with wrong predicted labels."""
     shown = []
     for name, arm in groups.items():
         images = []

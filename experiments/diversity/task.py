@@ -31,7 +31,7 @@ from seedselect.noise import pink_noise
 class DiversityModule(RareConceptModule):
     """Lightning module that generates the images of all arms.
 
-    Each step generates the n images of one concept and arm.
+    Each call of ``predict_step`` generates the n images of one concept with one arm.
     """
 
     def _arm(self, batch: ConceptBatch) -> DiversityArm:
@@ -68,7 +68,7 @@ def predict_clean(seeds: Tensor, predictor: Any, schedule: Schedule, *, stop_gra
 
     Args:
         predictor: function that evaluates the denoising network, which predicts noise or velocity.
-        schedule: the sampling schedule. Its first timestep is the timestep of the seeds.
+        schedule: the sampling schedule, whose first timestep is the timestep of the seeds.
         stop_gradient: whether the gradient treats the network's output as a constant.
     """
     z = to_state_dtype(seeds)
@@ -90,7 +90,8 @@ class DiversityExperiment(ArmsExperiment):
     """The task of ``experiment=diversity``, whose table has one row per arm (compared pipeline).
 
     Args:
-        arms: the arms (compared pipelines) by name. Differences in the report are relative to the first arm.
+        arms: the arms (compared pipelines) by name. The report contains the differences of the other arms to the first
+            arm.
         samples: number n of images per concept.
     """
 
@@ -110,7 +111,7 @@ class DiversityExperiment(ArmsExperiment):
         return [ImageStage(self.context, total_only, ("method",), DiversityModule)]
 
     def report(self, loggers: Sequence[Logger]) -> float:
-        """Write the report; return the mean Vendi score of the correct images of the last arm."""
+        """Write the report; return the mean Vendi score of the correct images of the last arm (pipeline)."""
         from experiments.diversity.report import evaluate_arm, write_report
 
         classifier = self.networks.classifier

@@ -34,7 +34,7 @@ class BenchmarkEdit:
     """One edit of a benchmark: source image, prompts, mask and, if available, the ground-truth image.
 
     Attributes:
-        key: name of the edit in the benchmark's mapping file (``mapping_file.json``).
+        key: name of the edit in the file ``mapping_file.json`` of the benchmark.
         image: image file that is to be edited.
         source, target: prompts of the source image and of the edited image, without the square brackets that mark
             changed words in PIE-Bench.

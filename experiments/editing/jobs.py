@@ -190,8 +190,8 @@ def make_jobs(
 
     Args:
         models: the models with which every method is run.
-        methods: inversion methods by name. Images are edited by prompt swap, which generates an image from the inverted
-            seed with the target prompt, and by an attention edit, which also reuses attention of the source image.
+        methods: inversion methods by name. An image is edited in two ways: prompt swap generates an image from the
+            inverted seed with the target prompt, and an attention edit also reuses attention of the source image.
         extra_methods: further methods by name, which use the edit method ``native``. Editors edit without inversion,
             and inversion methods sample from the inverted seed with the target prompt.
         edits: the edits of the benchmark.

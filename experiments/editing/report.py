@@ -24,7 +24,7 @@ from experiments.reporting.results import Report
 from experiments.reporting.tables import MAX_COLUMNS, Column, Rows, Table, varying
 
 FinishedUnit = tuple[EditJob, Mapping[str, Tensor], Mapping[str, Any]]
-"""A job, and the tensors and the record of its finished unit."""
+"""A finished job, its stored tensors, and its stored dict of measured values."""
 
 IDENTITY = ("method", "edit", "model")
 """Names of the columns whose values together identify a row of the results table."""
@@ -53,8 +53,8 @@ def write_report(
         baseline: name of the method with which every other method is compared on the same edits.
         networks: name and SHA-256 hash of each network that generates images or computes metrics.
         left_out: the combinations of model and method that were not run, each with the reason.
-        settings: the settings on which the results depend.
-        seed: random seed of the bootstrap.
+        settings: all settings on which the results depend, which are stored with the results.
+        seed: random seed of the bootstrap confidence intervals.
     """
     samples = [row for job, _, record in units for row in sample_rows(job, record["rows"])]
     rows = with_speedups([summary(group, seed) for group in group_samples(samples).values()])

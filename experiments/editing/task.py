@@ -62,7 +62,7 @@ BYTES_PER_RECORD = 1400  # approximate size in bytes of the stored metrics of on
 
 @dataclass(kw_only=True)
 class EditingExperiment(ResumableRun):
-    """The task of ``experiment=editing``.
+    """The task of ``experiment=editing``, which compares methods for editing images with prompts.
 
     Args:
         model: function of ``device`` that creates a text-to-image model, or a mapping from names to such functions.
@@ -91,7 +91,7 @@ class EditingExperiment(ResumableRun):
             classifier without learned weights.
         min_psnr: the background of an edited image counts as preserved if its PSNR in dB is at least this value.
         baseline: name of the method with which every other method is compared on the same edits.
-        seed: random seed of the bootstrap.
+        seed: random seed of the bootstrap confidence intervals.
         run_dir: folder to which all outputs are written.
     """
 

@@ -34,7 +34,7 @@ class ShiftTolerantAlexNet(nn.Module):
         "mean": (0.0, 0.0, 0.0),
         "std": (1.0, 1.0, 1.0),
     }
-    """Settings of timm's preprocessing. They do not change the images, because the network itself normalizes images."""
+    """Settings of timm's preprocessing, which leave images unchanged, because the network itself normalizes images."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()

@@ -178,15 +178,15 @@ class ClassifierConfig:
 
 
 def load_classifier(source: str | Path, device: str | torch.device = "cpu") -> Classifier:
-    """Load a classifier in float32 and in evaluation mode. Its weights do not require gradients.
+    """Load a classifier in float32, in evaluation mode and with frozen weights.
 
     Args:
         source: a folder written by :meth:`Classifier.save` or by timm, a Hugging Face Hub id (``timm/NAME``), or a timm
             model name. A model with a Hub id or a timm name is downloaded unless it is in the cache.
 
     Raises:
-        ValueError: a file is missing, damaged or does not belong to a classifier, two labels are equal, or the shapes
-            of the weights do not match the architecture and the number of labels.
+        ValueError: a file is missing or damaged, the source is not a classifier, two labels are equal, or the weights
+            do not fit the architecture and the number of labels.
     """
     if is_timm_source(source):
         network, title = load_timm_network(str(source))

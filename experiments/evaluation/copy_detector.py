@@ -4,7 +4,7 @@ The distance between an image and a reference is the smallest distance between t
 the reference. Distances are divided by the mean distance between two real images of the concept, so that distances of
 different concepts are comparable. Two distances are computed: the *shape* distance compares deep feature maps of the
 evaluation classifier, and the *layout* distance compares gray images of 16 x 16 pixels. A generated image is a copy if
-it is nearer to a reference than 95 % of the other real images are, by the shape distance or by the layout distance
+its shape distance or its layout distance to a reference is smaller than that of 95 % of the other real images
 (:class:`CopyThreshold`).
 """
 
@@ -89,8 +89,8 @@ def shape_vectors(classifier: Classifier, images: Tensor, batch_size: int = 64) 
 def layout_vectors(images: Tensor) -> Tensor:
     """Return vectors ``float32 [N, E]`` that describe the layouts of images ``uint8 [N, 3, H, W]``.
 
-    A vector contains the pixels of the image in gray and in low resolution. The vector is normalized to mean 0 and unit
-    length, so that it does not depend on brightness and contrast.
+    A vector contains the pixels of the image in gray and in low resolution. Each vector is normalized to mean 0 and
+    unit length, so that it does not depend on brightness and contrast.
     """
     gray = F.adaptive_avg_pool2d(images.float().mean(1, keepdim=True), LAYOUT_GRID).flatten(1)
     return F.normalize(gray - gray.mean(1, keepdim=True))
@@ -137,7 +137,7 @@ class RealConcept:
             shape distance, and shifted for the layout distance.
         real: vectors ``[M, E]`` of the real images, for each entry of ``DISTANCES``.
         features: features of the classifier for the real images, ``[M, D]``.
-        groups: group of each real image.
+        groups: group of each real image, such as the designer of a drawing.
     """
 
     references: int
@@ -204,7 +204,7 @@ class RealConcept:
 
 @dataclass(frozen=True)
 class ImageVectors:
-    """Vectors of n images.
+    """Vectors of n images, which the copy detector compares with the vectors of real images.
 
     Attributes:
         vectors: the vectors ``[n, E]`` of the images, for each entry of ``DISTANCES``.
@@ -216,7 +216,7 @@ class ImageVectors:
 
 
 def image_vectors(classifier: Classifier, images: Tensor) -> ImageVectors:
-    """Compute the vectors of images ``uint8 [n, 3, H, W]``, where n > 0."""
+    """Compute the vectors by which the copy detector compares images ``uint8 [n, 3, H, W]``, where n > 0."""
     vectors = [shape_vectors(classifier, images), layout_vectors(images)]
     return ImageVectors(vectors, classify_images(classifier, images)[0])
 
@@ -224,7 +224,7 @@ def image_vectors(classifier: Classifier, images: Tensor) -> ImageVectors:
 def real_concept(
     classifier: Classifier, references: Tensor, others: Tensor, groups: Sequence[str] | None = None
 ) -> RealConcept:
-    """Compute the vectors of the real images of a concept.
+    """Compute the vectors of the real images of a concept for the copy detector.
 
     Args:
         classifier: evaluation classifier that computes the vectors and features.
@@ -254,7 +254,7 @@ class CopyThreshold:
     """Threshold below which the distance between an image and a reference means that the image is a copy.
 
     The threshold of a concept is the 5th percentile of the distances of the real images of the *other* concepts. The
-    real images of the concept itself are excluded, so that the threshold can also be applied to these images.
+    threshold does not depend on the real images of the concept itself, so that they can be scored in the same way.
 
     Attributes:
         scores: scores of the references of each concept (:meth:`RealConcept.score_references`), by the name of the

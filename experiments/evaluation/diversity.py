@@ -22,7 +22,7 @@ NUM_NEIGHBORS = 5
 
 @dataclass(frozen=True)
 class CopyDetection:
-    """Perceptual distances of the ``n`` generated images of one concept.
+    """Perceptual distances between the ``n`` generated images of one concept and the real images of the concept.
 
     Attributes:
         nearest: distance between each generated image and its nearest reference, ``float64 [n]``.
@@ -100,8 +100,9 @@ def _pairwise_distances(vectors: Tensor) -> Tensor:
 def vendi_score(features: Tensor) -> float:
     """Return the Vendi score (Friedman and Dieng 2023) of the features ``[n, D]`` of n images.
 
-    The Vendi score is the effective number of different images, from 1 to n. It is the exponential of the entropy of
-    the eigenvalues of ``K / n``, where ``K [n, n]`` is the matrix of the cosine similarities of the features.
+    The Vendi score is the effective number of different images, from 1 to n. The score is the exponential of the
+    entropy of the eigenvalues of ``K / n``, where ``K [n, n]`` is the matrix of the cosine similarities of the
+    features.
 
     Raises:
         ValueError: ``features`` is empty.
@@ -114,15 +115,16 @@ def vendi_score(features: Tensor) -> float:
 def precision_recall(real: Tensor, generated: Tensor, neighbors: int = NUM_NEIGHBORS) -> dict[str, float | None]:
     """Return precision and recall (Kynkäänniemi et al. 2019), density and coverage (Naeem et al. 2020).
 
-    The four metrics are defined by balls around the feature vectors. The radius of the ball around a vector is the
-    distance from the vector to its k-th nearest neighbor in the same set, where k is ``neighbors``.
+    Precision, recall, density and coverage are defined by balls around the feature vectors. The radius of the ball
+    around a vector is the distance from the vector to its k-th nearest neighbor in the same set, where k is
+    ``neighbors``.
 
     - precision: fraction of generated vectors that are inside the ball of a real vector
     - recall: fraction of real vectors that are inside the ball of a generated vector
     - density: mean number of balls of real vectors that contain a generated vector, divided by k
     - coverage: fraction of real vectors whose ball contains a generated vector
 
-    All four metrics are None if one of the two sets has at most k vectors.
+    All four metrics are None if there are at most k real vectors or at most k generated vectors.
 
     Args:
         real: features of real images, ``[M, D]``.

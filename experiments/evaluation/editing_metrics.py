@@ -152,9 +152,8 @@ def edits_applied(batch: EditBatch) -> Tensor:
     """Return float64 ``[B]``: 1 if the edit is applied, 0 if not, and NaN if the kind of the edit has no criterion.
 
     An edit that replaces the object is applied if the classifier predicts the new object. An edit that replaces the
-    background is applied if the mean color of the edited region is closer to the mean color of this region in the
-    ground-truth image than to its mean color in the source image. An edit whose image has NaN or infinite pixels counts
-    as failed.
+    background is applied if the mean color of the edited region is nearer to that of the ground-truth image than to
+    that of the source image. An edit whose image has NaN or infinite pixels counts as failed.
     """
     finite = is_finite(batch.images).to(batch.images.device)
     predictions = batch.networks.classifier(batch.images.nan_to_num()).argmax(1).tolist()

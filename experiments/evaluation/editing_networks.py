@@ -67,8 +67,8 @@ def _self_similarity(tokens: Tensor) -> Tensor:
 def dino_structure(path: str, device: str | torch.device) -> Distance:
     """Load a DINO ViT that computes the structure distance from the attention keys of its last layer.
 
-    The images are preprocessed as in the training of DINO: images in [0, 1] are normalized with the mean and the
-    standard deviation of ImageNet, and resized to 224 x 224 pixels with bicubic interpolation. The attribute
+    The images are preprocessed as in the training of DINO. Images in [0, 1] are resized to 224 x 224 pixels with
+    bicubic interpolation, and normalized with the mean and the standard deviation of ImageNet. The attribute
     ``original`` of the returned :class:`Distance` computes the distance as the code of PIE-Bench does, see
     :func:`pie_bench_input`. The published results of PIE-Bench use the DINO ViT-B/8.
 

@@ -26,7 +26,8 @@ class GeneratedSet:
         real: features of real images, float64 ``[M, D]``.
         features: features of the generated images without NaN or infinity, float64 ``[N, D]``.
         features_by_concept: the same features as ``features``, with one tensor per concept.
-        copies: for each generated image, whether the image copies a reference; None if a copy cannot be detected.
+        copies: for each generated image, whether the image copies a reference; None if there are too few real images to
+            detect copies.
         scores: scores that compare each generated image with the references; None for an image with NaN or infinity.
         real_scores: scores that compare each reference with the other references, as if the reference were a generated
             image.

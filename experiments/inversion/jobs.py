@@ -29,8 +29,8 @@ from rnri.words import find_phrase, replace_phrase
 VAE_BOUND = "vae"
 """Name of the reference method that only encodes and decodes an image with the VAE.
 
-The PSNR of this method is an upper bound for the PSNR of inversion methods, because they also encode and decode images
-with the VAE.
+The PSNR of this method is an upper bound for the PSNR of inversion methods, because inversion methods also encode and
+decode images with the VAE.
 """
 
 RESIDUAL_NFE_PER_STEP = 2  # one network evaluation per step for the reconstruction, and one for the residual

@@ -22,7 +22,7 @@ from experiments.reporting.results import Report
 from experiments.reporting.tables import MAX_COLUMNS, Column, Rows, Table, varying
 
 FinishedUnit = tuple[InversionJob, Mapping[str, Tensor], Mapping[str, Any]]
-"""A job, and the tensors and the record of its finished unit."""
+"""A finished job, its stored tensors, and its stored dict of measured values."""
 
 IDENTITY = ("method", "steps", "guidance", "nfe", "prompt", "generated")
 """Names of the columns whose values together identify a row of the results table."""
@@ -54,8 +54,8 @@ def write_report(
     Args:
         figures: names of the figures that are drawn, as keys of ``FIGURES``.
         paper: rows with published results, which tables show below the rows of this experiment.
-        settings: the settings on which the results depend.
-        seed: random seed of the bootstrap.
+        settings: all settings on which the results depend, which are stored with the results.
+        seed: random seed of the bootstrap confidence intervals.
         classifier: name of the network whose features define the perceptual distance; None if the distance is not
             computed.
         skipped: dict from the name of each method that was not run to the reason.

@@ -63,8 +63,8 @@ class InversionExperiment(ResumableRun):
             None, the CLIP score is not computed.
         classifier: folder, Hugging Face Hub id or timm model name of the classifier whose features define the
             perceptual distance. If ``classifier`` is None, the perceptual distance is not computed.
-        methods: the compared methods by name.
-        settings: the settings (number of steps, guidance scale, images, ...) with which the methods are compared.
+        methods: the compared inversion methods by name.
+        settings: the conditions under which the methods are compared, such as number of steps and guidance scale.
         images: maximum number of images, or ``all`` for all images of the data set.
         batch_size: number of images that are computed in one batch.
         figures: names of the figures that are drawn, as keys of ``FIGURES`` in :mod:`experiments.inversion.figures`.
@@ -204,7 +204,7 @@ class InversionExperiment(ResumableRun):
         return StagePlan(_stage_name(job), len(group), len(group) - len(pending), per_image.times(pending_images), size)
 
     def prompts(self) -> list[str]:
-        """Return the prompts of one batch. The duration of a network call is measured with these prompts."""
+        """Return the prompts of one batch, with which the duration of a network call is measured."""
         return [self.jobs[0].setting.source(image.prompt) for image in self.jobs[0].images]
 
     def _announce(self, units: Mapping[str, UnitStore], processes: int) -> None:

@@ -61,14 +61,15 @@ class Cost:
 class StagePlan:
     """Cost of a stage of a run, such as the inversion or the generation of images.
 
-    A unit is a part of the run whose results are stored together, so that a resumed run does not compute it again.
+    A unit is a part of the run whose results are stored together, so that a resumed run does not compute the unit
+    again.
 
     Attributes:
         stage: name of the stage.
-        units: total number of units, finished or not.
-        done: number of units that are already on disk.
-        cost: total cost of the unfinished units.
-        size: disk space of all units, in bytes.
+        units: number of units (parts of the run whose results are stored together), finished or not.
+        done: number of units whose results are already on disk.
+        cost: total cost of the units whose results are not on disk.
+        size: disk space of the results of all units, in bytes.
     """
 
     stage: str
@@ -166,10 +167,10 @@ def print_cost_estimate(
     """Print the number of network evaluations of a run and its duration, which is estimated from a few timed calls.
 
     Args:
-        cost: total cost of the unfinished units. A unit is a part of the run whose results are stored together.
-        units: total number of units, finished or not.
-        done: number of units that are already on disk.
-        unit: singular noun for a unit, such as ``concept``.
+        cost: total cost of the units whose results are not on disk.
+        units: number of units (parts of the run whose results are stored together), finished or not.
+        done: number of units whose results are already on disk.
+        unit: name of a single unit in the printed text, such as ``concept``.
         model: the text-to-image model whose calls are timed.
         prompts: prompts of the timed batch. The number of prompts should be the batch size of the run.
         processes: number of processes that share the work.

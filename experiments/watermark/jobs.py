@@ -69,7 +69,7 @@ class ForgerySetting:
     Args:
         keys: number of keys whose watermarks are forged.
         images: numbers of images whose seeds are averaged, in increasing order. Each number gives one forged image.
-        steps: number of sampling steps.
+        steps: number of steps for generating images and for inverting images.
         guidance: guidance scale for generating the images; if None, the default of the model is used.
     """
 
@@ -193,7 +193,7 @@ class ForgeryJob:
     Attributes:
         number: index of the key.
         prompts: prompts of the images with the genuine watermark. The last prompt is that of the forged images.
-        guidance: guidance scale with which the images are generated.
+        guidance: guidance scale for generating the images.
     """
 
     scheme: Scheme

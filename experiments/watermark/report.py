@@ -22,7 +22,7 @@ from experiments.watermark.attacks import NO_ATTACK
 from experiments.watermark.jobs import SCHEMES, ReadingJob
 
 FinishedUnit = tuple[ReadingJob, Mapping[str, Tensor], Mapping[str, Any]]
-"""A job, and the tensors and the record of its finished unit."""
+"""A finished job, its stored tensors, and its stored dict of measured values."""
 
 CONDITIONS = ("steps", "guidance", "sampler")
 """Names of the columns that describe how images were generated."""
@@ -59,8 +59,8 @@ def write_report(
 
     Args:
         forgeries: one row per forged image.
-        settings: the settings on which the results depend.
-        seed: random seed of the bootstrap.
+        settings: all settings on which the results depend, which are stored with the results.
+        seed: random seed of the bootstrap confidence intervals.
         skipped: dict from the name of each method that was not run to the reason.
     """
     sampled = [row for job, _, record in units for row in sample_rows(job, record["rows"])]
@@ -123,8 +123,8 @@ def with_detections(samples: Rows) -> list[dict[str, Any]]:
 
     The column ``detected`` is 1 if the p-value of the image is below a threshold. At most 1 % of the p-values for wrong
     keys are below the threshold, for the same method, type of watermark and attack. The column ``false_positives`` is
-    the fraction of p-values for wrong keys that are at most 0.01. If the p-values are calibrated, this fraction is
-    0.01.
+    the fraction of p-values for wrong keys that are at most 0.01. The column ``false_positives`` is 0.01 if the
+    p-values are calibrated.
     """
     result = []
     for group in groups(samples).values():
@@ -186,7 +186,7 @@ def _row(group: Rows, attack: str, seed: int) -> dict[str, Any]:
 def differences(samples: Rows, seed: int) -> list[dict[str, Any]]:
     """Compare the methods ``accelerated`` and ``ddim`` at the same planned number of network evaluations per image.
 
-    Both methods read the same images, so that the differences are paired. The confidence interval is computed with a
+    The two methods read the same images, so that the differences are paired. The confidence interval is computed with a
     bootstrap over images.
     """
     by_budget: dict[tuple, dict[str, dict[tuple, Mapping[str, Any]]]] = {}

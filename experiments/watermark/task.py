@@ -48,7 +48,7 @@ ROW_BYTES = 2_500  # approximate size in bytes of the stored results of one inve
 
 @dataclass(kw_only=True)
 class WatermarkExperiment(ResumableRun):
-    """The task of ``experiment=watermark``.
+    """The task of ``experiment=watermark``, which compares how well inversion methods read watermarks from images.
 
     The model generates images from watermarked seeds. The images are attacked, and every inversion method inverts the
     attacked images with the empty prompt and without guidance. The watermarks are read from the inverted seeds. The
@@ -61,7 +61,7 @@ class WatermarkExperiment(ResumableRun):
         model: function of ``device`` that creates the text-to-image model.
         methods: seed-only inversion methods by name, which regenerate an image from the seed alone. The methods of
             ``rnri.METHODS`` are added with their default settings, except for methods whose names are in ``methods``.
-        settings: the settings (numbers of steps, guidance scale, sampler, ...) with which methods are compared.
+        settings: the conditions under which the methods are compared, such as numbers of steps and sampler.
         attacks: attacks by name. The name ``none`` is reserved for images without an attack.
         watermarks: settings of the watermarks, such as the length of the message.
         forgery: how watermarks are forged without their keys; if None, no watermark is forged.
@@ -257,7 +257,7 @@ class WatermarkExperiment(ResumableRun):
         return cost + job.generation_cost
 
     def prompts(self) -> list[str]:
-        """Return the prompts of one batch. The duration of a network call is measured with these prompts."""
+        """Return the prompts of one batch, with which the duration of a network call is measured."""
         return [each.prompt for each in self.jobs[0].prompts]
 
     def _announce(
