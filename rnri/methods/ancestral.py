@@ -116,7 +116,7 @@ class Ancestral(ImplicitInverter):
     def _corrected(
         self, latents: list[Tensor], noises: Tensor, predictor: NoisePredictor, schedule: Schedule
     ) -> Iterator[Tensor]:
-        """Yield the corrected noise ``[B,C,h,w]`` of each of N steps for N + 1 ``latents`` from noisy to clean."""
+        """Yield the corrected noise ``[B,C,h,w]`` of each of the N steps that connect the N + 1 ``latents``."""
         down, sigma_up = ancestral_schedule(schedule)
         for i, (z, z_s) in enumerate(pairwise(latents)):
             mean = ddim_step(z, predictor, down, i)

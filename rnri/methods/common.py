@@ -44,7 +44,7 @@ class InverterWrapper(Inverter):
     """Base class of the inversion methods that call another inversion method.
 
     Attributes:
-        inverter: the other inversion method.
+        inverter: the inversion method that is called.
     """
 
     inverter: Inverter
@@ -99,7 +99,7 @@ def make_inversion(
     """Return an ``Inversion`` for a method that does not measure residuals; the residuals are NaN.
 
     Args:
-        seed: the seeds ``[B,C,h,w]``.
+        seed: the seeds (noise latents) ``[B,C,h,w]``.
         z0: the clean latents ``[B,C,h,w]`` that were inverted.
         nfe: number of network evaluations, int64 ``[N,B]``.
         exact: whether the method is exact by construction. If True, all samples whose ``seed`` and ``aux`` tensors are

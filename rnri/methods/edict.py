@@ -30,8 +30,8 @@ class EDICT(Inverter):
         x' = a x + b eps(y);  y' = a y + b eps(x');  x = p x' + (1 - p) y';  y = p y' + (1 - p) x
 
     Here ``eps`` is the network's prediction, ``p`` is ``mix``, ``a = 1 / A`` and ``b = -B / A`` with the coefficients
-    ``A`` and ``B`` of the DDIM step. The last two equations are called the mixing. As in the authors' code, every
-    second step, counted from the noisy end, computes ``y'`` before ``x'``; the mixing computes ``x`` first in all
+    ``A`` and ``B`` of the DDIM step. The last two equations of a step are called the mixing. As in the authors' code,
+    every second step, counted from the noisy end, computes ``y'`` before ``x'``; the mixing computes ``x`` first in all
     steps. Sampling and inversion count the steps from the same end, so that any number of steps can be inverted.
     Diffusers' community pipeline of EDICT counts the inversion steps from the clean end, so that it can invert only an
     even number of steps.

@@ -39,7 +39,7 @@ class FlowOpt(Inverter):
 
     Attributes:
         iterations: number of updates.
-        eta: step size.
+        eta: step size of the updates.
     """
 
     iterations: PositiveInt = 30

@@ -1,4 +1,4 @@
-"""TABA: replaces the cleanest inversion steps by noise, and inverts the other steps with any method."""
+"""TABA: adds random noise instead of computing the cleanest inversion steps; any method computes the other steps."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rnri.validation import RandomSeed, dataclass
 
 @dataclass(frozen=True)
 class ForwardSteps(InverterWrapper):
-    """TABA (Staniszewski et al. 2024, arXiv 2410.23530): noise replaces the cleanest inversion steps.
+    """TABA (Staniszewski et al. 2024, arXiv 2410.23530): random noise replaces the cleanest inversion steps.
 
     The latent after the ``k`` replaced steps is ``z_k = alpha_k z_0 + sigma_k n`` with the clean latent ``z_0`` and
     random noise ``n``. ``inverter`` inverts ``z_k`` with the remaining steps. Inverters with the solvers ``GNRI``,
@@ -29,8 +29,8 @@ class ForwardSteps(InverterWrapper):
     The reconstruction is not exact, because the sampler does not use the noise ``n``.
 
     Attributes:
-        inverter: inversion method for the steps that are not replaced. Its ``nfe_per_step`` is an upper bound, because
-            the replaced steps need no network evaluation.
+        inverter: inversion method for the steps that are not replaced. ``nfe_per_step`` is an upper bound, because the
+            replaced steps need no network evaluation.
         steps: number of replaced steps; must be less than the number of sampler steps.
         seed: random seed of the noise, which is the same for every image.
     """
@@ -83,7 +83,7 @@ class ForwardSteps(InverterWrapper):
 
     @torch.no_grad()
     def reconstruct(self, inversion: Inversion, predictor: NoisePredictor, schedule: Schedule) -> Tensor:
-        """Return the clean latents ``[B,C,h,w]``; the schedule's own sampler computes the steps that noise replaced."""
+        """Return the clean latents ``[B,C,h,w]``; the schedule's own sampler computes the replaced steps."""
         noisy = self.inverter.reconstruct(inversion, predictor, self._remaining(schedule))
         return sample(noisy, predictor, schedule.tail(self.steps))
 

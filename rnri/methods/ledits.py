@@ -42,14 +42,14 @@ class LEditsPP(NoiseMaps):
     The first step is first-order and all other steps are second-order, as in the inversion of diffusers'
     ``LEditsPPPipelineStableDiffusion``. When ``LEditsPPPipelineStableDiffusion`` samples, it ignores the guidance of
     the source prompt, and its last step may be first-order, so that it does not reproduce the image in general. In this
-    class, sampling and inversion use the same steps, so that the inversion is exact by construction. Only on a schedule
-    that ends at the clean latent (``alpha = 1``), the inversion is not exact, because the last step is first-order and
-    adds no noise.
+    class, sampling and inversion use the same steps, so that the inversion is exact by construction. The inversion is
+    not exact on a schedule that ends at the clean latent (``alpha = 1``), because the last step is first-order and adds
+    no noise.
 
-    Without a source prompt, the seed and the noise maps equal those of diffusers' pipeline. With a source prompt, the
-    results differ, because diffusers up to 0.42.1 swaps the embeddings of the source prompt and the empty prompt. In
-    this class, guidance leads towards the source prompt, as in the paper. To skip the noisiest steps, as the published
-    method does with its parameter ``skip``, pass the result of ``schedule.tail`` as the schedule.
+    Without a source prompt, the seed and the noise maps equal the results of diffusers' pipeline. With a source prompt,
+    the results differ, because the pipeline of diffusers up to 0.42.1 swaps the embeddings of the source prompt and the
+    empty prompt. In this class, guidance leads towards the source prompt, as in the paper. To skip the noisiest steps,
+    as the published method does with its parameter ``skip``, pass the result of ``schedule.tail`` as the schedule.
     """
 
     def check_schedule(self, schedule: Schedule) -> None:

@@ -34,7 +34,7 @@ class Midpoint(Inverter):
     ``Inversion.solved`` marks the inversion steps that reached the solver's tolerance.
 
     Attributes:
-        inverter: solves the step equation. The ``iterations`` of its solver limit the number of evaluations of ``y``,
+        inverter: solves the step equation. The ``iterations`` of the solver limit the number of evaluations of ``y``,
             not of the network.
     """
 

@@ -1,4 +1,4 @@
-"""Inversion by PreciseInv: gradient descent on the noise of every step, through one sampler step."""
+"""Inversion by PreciseInv, which optimizes the noise of each step by gradient descent through a sampler step."""
 
 from __future__ import annotations
 

@@ -22,8 +22,8 @@ class PromptAware(InverterWrapper):
     """Adjusts the clean latent to the prompt, and inverts the adjusted latent with ``inverter``.
 
     The VAE's encoder does not depend on the prompt, so that the sampler may be unable to generate the encoder's latent
-    with the prompt. For such a latent, and with strong guidance, the residual of the solver often stops decreasing
-    before it converges.
+    with the prompt. For a latent that the sampler cannot generate, and with strong guidance, the residual of the solver
+    often stops decreasing before the solver converges.
 
     The adjustment applies a function ``h`` to the latent ``iterations`` times. The function ``h`` adds noise for the
     ``steps`` cleanest steps of the schedule, and then removes the noise by sampling these steps with the prompt. The
@@ -42,8 +42,8 @@ class PromptAware(InverterWrapper):
     cleanest steps, or in row 0 with ``reuse=False``.
 
     Attributes:
-        inverter: inversion method for the adjusted latent. Its ``nfe_per_step`` does not include the network
-            evaluations of the adjustment.
+        inverter: inversion method for the adjusted latent. ``nfe_per_step`` does not include the network evaluations of
+            the adjustment.
         steps: number of cleanest steps of the schedule for which ``h`` adds and removes noise.
         iterations: number of times that ``h`` is applied.
         noising: how ``h`` adds noise: by DDIM inversion steps (``inversion``) or by adding random noise (``random``).
@@ -113,8 +113,8 @@ class PromptAware(InverterWrapper):
     def adjust(self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule) -> list[Tensor]:
         """Adjust the clean latents ``z0`` to the prompt; return the latents of the sampling that generates the result.
 
-        The list contains float64 latents ``[B,C,h,w]`` from clean to noisy: the first entry is the adjusted latent, and
-        the last entry is the noisy latent from which the sampler starts.
+        The returned list contains float64 latents ``[B,C,h,w]`` from clean to noisy: the first entry is the adjusted
+        latent, and the last entry is the noisy latent from which the sampler starts.
         """
         clean_steps = schedule.tail(min(self.steps, len(schedule)))
         path = [to_state_dtype(z0)]

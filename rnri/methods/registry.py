@@ -37,8 +37,8 @@ class Method:
         name: name of the method in ``rnri.invert(method=...)``, and of the method's config file in ``configs/method``.
         factory: function without arguments that returns the inverter; often the class of the inverter.
         paper: authors, year and arXiv identifier of the paper; ``ours`` for the unpublished methods of this project.
-        source: the public code with which the implementation was compared, as ``owner/name@commit path:lines``. If
-            there was no comparison with code, the reason, such as :data:`NO_CODE`.
+        source: the public code with which the implementation was compared, as ``owner/name@commit path:lines``. If the
+            implementation was not compared with code, ``source`` is the reason, such as :data:`NO_CODE`.
         requires: models that the method supports: ``any``, ``flow`` (only flow matching) or ``noise`` (only noise
             prediction).
     """
@@ -63,7 +63,7 @@ class MethodRegistry(Mapping[str, Method]):
     Modules of ``rnri.methods`` that are not imported yet are imported when their methods are needed.
 
     Args:
-        seed_only: if True, the mapping contains only seed-only methods.
+        seed_only: if True, the mapping contains only methods whose seed alone regenerates the image.
     """
 
     def __init__(self, seed_only: bool) -> None:
@@ -97,7 +97,10 @@ ALL_METHODS = MethodRegistry(seed_only=False)
 """Maps the name of every registered method to the method."""
 
 METHODS = MethodRegistry(seed_only=True)
-"""Maps the name of every seed-only method to the method; ``rnri.invert`` accepts these names as ``method=``."""
+"""Maps the name of every method whose seed alone regenerates the image to the method.
+
+``rnri.invert`` accepts the names in ``METHODS`` as ``method=``.
+"""
 
 
 def register_method(

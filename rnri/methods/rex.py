@@ -58,14 +58,14 @@ class Rex(Inverter):
     ``y`` is stored as ``aux["partner"]``. The inversion is computed in float64, because a step divides by ``zeta`` and
     by ``w``, which magnifies rounding errors.
 
-    As in the authors' code, ``w`` is at least 2e-4. In flow matching, a noise level whose ``w`` is smaller is replaced
-    by the level with ``w = 2e-4``, and the network receives the timestep of the replacement.
+    As in the authors' code, ``w`` is at least 2e-4. In flow matching, a noise level whose ``w`` is below 2e-4 is
+    replaced by the level with ``w = 2e-4``, and the network receives the timestep of the replacement.
 
     Attributes:
         tableau: Runge-Kutta method: ``euler``, or the second-order ``midpoint`` rule, which needs a flow-matching model
             because it evaluates the network between two timesteps.
         form: whether the network's estimate of the clean latent (``data``) or of the noise (``noise``) is integrated.
-        zeta: coupling of the two latents, in (0, 1]; see the formula above.
+        zeta: weight, in (0, 1], of the latent ``x`` in the mixture ``zeta x + (1 - zeta) y`` of the two latents.
     """
 
     tableau: Literal["euler", "midpoint"] = "euler"
@@ -138,7 +138,7 @@ class Rex(Inverter):
         return h * self._estimate(self._weight(middle) * scaled, middle, predictor, schedule)
 
     def _estimate(self, z: Tensor, level: Level, predictor: NoisePredictor, schedule: Schedule) -> Tensor:
-        """Return the network's estimate of the clean latent (data form) or of the noise (noise form)."""
+        """Return the network's estimate of the clean latent (``form="data"``) or of the noise (``form="noise"``)."""
         prediction = predictor(z, level.timestep)
         alpha, sigma, _ = level
         if schedule.predicts == "epsilon":

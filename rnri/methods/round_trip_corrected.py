@@ -39,7 +39,7 @@ class RoundTripCorrected(InverterWrapper):
     evaluations of one inversion, and for the sampler one evaluation per step.
 
     Attributes:
-        inverter: a seed-only inversion method.
+        inverter: an inversion method whose seed alone regenerates the image (seed-only method).
         rounds: number of rounds after the first inversion; with 0 the seed is not corrected and only its error is
             measured.
         damping: fraction of the error by which the target is shifted, in (0, 1].

@@ -11,7 +11,7 @@ CUDA_GRAPHS = "reduce-overhead"
 """Mode of ``torch.compile`` that captures the kernel launches of a network in a CUDA graph."""
 
 MAX_BATCH_SIZES = 64
-"""Number of batch sizes for which a network is compiled."""
+"""Maximum number of batch sizes for which a network is compiled."""
 
 
 def compile_network(network: nn.Module, device: torch.device) -> None:
@@ -32,7 +32,7 @@ def compile_network(network: nn.Module, device: torch.device) -> None:
 
 
 def check_compiler(device: torch.device) -> None:
-    """Raise ConfigError if PyTorch lacks what ``torch.compile`` needs on ``device``."""
+    """Raise ConfigError if PyTorch finds no compiler that ``torch.compile`` needs on ``device``."""
     from torch._inductor.cpp_builder import get_cpp_compiler  # this import takes seconds
     from torch._inductor.exc import InvalidCxxCompiler
     from torch.utils._triton import has_triton

@@ -85,9 +85,9 @@ class DeterministicScheduler(SchedulerMixin, ConfigMixin):
 def scheduler_for(pipe: DiffusionPipeline) -> SchedulerMixin:
     """Return the deterministic scheduler with which ``pipe`` reproduces inverted images.
 
-    This function does not change ``pipe``; use ``pipe.scheduler = rnri.scheduler_for(pipe)``. For flow matching the
-    function returns a copy of the pipeline's scheduler, which is already deterministic. For diffusion the function
-    returns a ``DeterministicScheduler``, whose steps are first-order and add no noise.
+    ``scheduler_for`` does not change ``pipe``; to use the scheduler, set ``pipe.scheduler = rnri.scheduler_for(pipe)``.
+    For flow matching the function returns a copy of the pipeline's scheduler, which is already deterministic. For
+    diffusion the function returns a ``DeterministicScheduler``, whose steps are first-order and add no noise.
 
     Raises:
         ValueError: the pipeline or its scheduler is not supported.

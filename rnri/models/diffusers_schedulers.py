@@ -143,7 +143,7 @@ def diffusion_steps(scheduler: SchedulerMixin, steps: int) -> tuple[Tensor, Tens
     check_signal(scheduler.config, table, timesteps[:1])
     if isinstance(scheduler, FIXED_STRIDE_SCHEDULERS):
         next_timesteps = timesteps - len(table) // int(steps)
-        final_alpha_bar = float(getattr(configured, "final_alpha_cumprod", 1.0))  # DDPM ends at 1
+        final_alpha_bar = float(getattr(configured, "final_alpha_cumprod", 1.0))  # DDPM's last step ends at alpha 1
     elif isinstance(scheduler, TCDScheduler):
         next_timesteps = _next_entries(timesteps)
         final_alpha_bar = float(table[0])

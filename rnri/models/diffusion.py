@@ -143,8 +143,9 @@ class LatentDiffusion:
     def compile_network(self) -> None:
         """Compile the denoising network in place with ``torch.compile``, for static shapes.
 
-        The first evaluation of each batch size compiles the network, which takes seconds to minutes. The compiled
-        network differs from the network by rounding errors. On CUDA, the kernel launches are captured in CUDA graphs.
+        The first evaluation of each batch size compiles the network, which takes seconds to minutes. The results of the
+        compiled network differ by rounding errors from the results without compilation. On CUDA, the kernel launches
+        are captured in CUDA graphs.
 
         Raises:
             ConfigError: PyTorch finds no compiler for the device.
@@ -191,9 +192,10 @@ class LatentDiffusion:
         """Hexadecimal SHA-256 hash of the model's weights and settings, independent of the checkpoint's location.
 
         The hash includes active adapters and their scales, tokenizers, the scheduler and its tables, attention
-        processors and hooks, and whether the network is compiled. Components that are not used are not included. The
-        same weights in a different dtype have a different fingerprint. Every access reads all weights, because a weight
-        can change without notice. Cache the value as long as the model does not change.
+        processors and hooks, and whether the network is compiled. Components that do not affect the generated images,
+        such as the safety checker, are not included. The same weights in a different dtype have a different
+        fingerprint. Every access reads all weights, because a weight can change without notice. Cache the value as long
+        as the model does not change.
         """
         networks = {name: value for name, value in components(self.pipeline).items() if name not in IGNORED_COMPONENTS}
         settings: dict[str, object] = {"scheduler": scheduler_settings(self.pipeline.scheduler)}

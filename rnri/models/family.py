@@ -200,7 +200,7 @@ class TransformerFamily(Family):
             latent_size: height and width of the latents.
             max_shift: maximum shift if the scheduler's config has none.
         """
-        from diffusers.pipelines.flux.pipeline_flux import calculate_shift  # the pipelines have copies of this function
+        from diffusers.pipelines.flux.pipeline_flux import calculate_shift  # other pipelines contain a copy of it
 
         config = self.pipeline.scheduler.config
         if not config.get("use_dynamic_shifting"):
@@ -249,7 +249,7 @@ def registered_families() -> list[type[Family]]:
 
 
 def registered_family(pipeline_class: type[DiffusionPipeline]) -> type[Family] | None:
-    """Return the model family registered for a pipeline class or its nearest base class, or None."""
+    """Return the model family registered for a pipeline class or its nearest base class; None if there is none."""
     return next((_FAMILIES[base] for base in pipeline_class.__mro__ if base in _FAMILIES), None)
 
 

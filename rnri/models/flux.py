@@ -170,6 +170,6 @@ class FluxFamily(PackedTransformerFamily):
         return unpack(latents, latent_size)
 
     def attention_editor(self) -> InjectionEditor:
-        from rnri.models.attention.injection import FluxInjectionProcessor, InjectionEditor  # imported by edits only
+        from rnri.models.attention.injection import FluxInjectionProcessor, InjectionEditor  # only edits need it
 
         return InjectionEditor(FluxInjectionProcessor, self.pixels_per_latent * self.patch)

@@ -60,7 +60,7 @@ class NoisePredictor:
 
     ``y`` has the shape and dtype of ``z``. ``y`` is the velocity (noise minus clean latent) if the model's
     ``Schedule.predicts`` is "flow", otherwise the noise. ``denoiser`` applies the prompts, the guidance and all
-    conversions. This predictor and all predictors that ``select`` returns share three counts:
+    conversions. A predictor and all predictors that its method ``select`` returns share three counts:
 
     - ``forward_evaluations``: number of samples that the network has processed;
     - ``backward_evaluations``: number of samples for which a gradient was computed through the network;
@@ -85,7 +85,7 @@ class NoisePredictor:
     def eval_mode(self) -> AbstractContextManager[None]:
         """Return a context that keeps the network in evaluation mode, see :func:`rnri.models.eval_mode.eval_no_grad`.
 
-        Each call of the predictor enters this context. Entering the context once around several calls is faster than
+        Each call of the predictor enters the context. Entering the context once around several calls is faster than
         entering it in each call.
         """
         return eval_no_grad(*getattr(self.denoiser, "networks", ()))
@@ -241,7 +241,7 @@ class GuidedDenoiser(ABC):
 
     @cached_property
     def network_condition(self) -> Condition:
-        """The condition of each row of ``network_rows``: the negative condition, if any, before the positive."""
+        """The condition for ``network_rows``: the negative condition, if any, followed by the positive condition."""
         return self.positive if self.negative is None else self.negative.cat(self.positive)
 
     def combine(self, output: Tensor, z: Tensor, t: float) -> Tensor:

@@ -101,8 +101,8 @@ class QwenImage21Denoiser(TransformerDenoiser):
 class QwenImageFamily(PackedTransformerFamily):
     """Model family of ``QwenImagePipeline``.
 
-    The guidance scale is the pipeline's argument ``true_cfg_scale``. It has an effect only if the pipeline call also
-    has a negative prompt, which may be empty.
+    The guidance scale is the pipeline's argument ``true_cfg_scale``. ``true_cfg_scale`` has an effect only if the
+    pipeline call also has a negative prompt, which may be empty.
     """
 
     pipelines: ClassVar = (QwenImagePipeline,)
@@ -244,7 +244,7 @@ class QwenImage21Family(QwenImageFamily):
         """Return the sigmas that the pipeline passes to its scheduler.
 
         Raises:
-            ValueError: the checkpoint has fixed sigmas, and ``steps`` is not their number.
+            ValueError: the checkpoint has fixed sigmas, and ``steps`` differs from the number of fixed sigmas.
         """
         fixed = self.pipeline.config.sample_sigmas
         if fixed is None:

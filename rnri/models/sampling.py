@@ -66,8 +66,8 @@ def trajectory(
     All arguments except ``keep_last`` and ``gradient_steps`` are described in :func:`sample`.
 
     Args:
-        gradient_steps: number of last steps whose gradient passes through the network; None means all steps. In the
-            earlier steps, the gradient treats the network's prediction as a constant (``dz_s/dz_t = 1/A``), so that it
+        gradient_steps: number of last steps whose gradient passes through the network; None means all steps. In all
+            earlier steps, the network's prediction is treated as a constant (``dz_s/dz_t = 1/A``), so that the gradient
             needs almost no time or memory. The value of ``gradient_steps`` does not change the latents.
 
     Raises:
@@ -80,7 +80,7 @@ def trajectory(
     first_with_grad = 0 if gradient_steps is None else len(schedule) - gradient_steps
     z = to_state_dtype(seed)
     latents = []
-    eval_mode = getattr(predictor, "eval_mode", nullcontext)  # a function as predictor has no network
+    eval_mode = getattr(predictor, "eval_mode", nullcontext)  # a plain function as predictor has no eval_mode
     with eval_mode():
         for i in range(len(schedule)):
             step = ddim_step
@@ -106,9 +106,8 @@ def _linear_step(z: Tensor, predictor: NoisePredictor, schedule: Schedule, i: in
 class _Recompute(torch.autograd.Function):
     """Gradient checkpointing of ``ddim_step``: saves only ``z`` and recomputes the step in the backward pass.
 
-    ``torch.utils.checkpoint`` is not suitable for this purpose. The default variant of ``torch.utils.checkpoint``
-    intercepts every saved tensor, which takes a fifth of the running time of a small network. The reentrant variant
-    does not support ``torch.autograd.grad``.
+    ``torch.utils.checkpoint`` is not used, because its default variant intercepts every saved tensor (a fifth of the
+    running time of a small network), and its reentrant variant does not support ``torch.autograd.grad``.
     """
 
     @staticmethod

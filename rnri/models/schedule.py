@@ -23,15 +23,15 @@ class Schedule:
 
     A latent is ``z = alpha x0 + sigma n`` with clean latent ``x0``, noise ``n``, signal level ``alpha`` and noise level
     ``sigma``. Step ``i`` evaluates the network at ``timesteps[i]`` on a latent with the levels ``alpha[i]``,
-    ``sigma[i]`` and obtains estimates of ``x0`` and ``n``. The latent after the step combines these estimates with the
-    levels ``alpha_next[i]``, ``sigma_next[i]``. The steps of DDIM (``alpha^2 + sigma^2 = 1``) and the Euler steps of
-    flow matching (``alpha + sigma = 1``) are special cases.
+    ``sigma[i]`` and obtains estimates of ``x0`` and ``n``. The latent after the step is
+    ``alpha_next[i] x0 + sigma_next[i] n`` with the estimates of ``x0`` and ``n``. The steps of DDIM
+    (``alpha^2 + sigma^2 = 1``) and the Euler steps of flow matching (``alpha + sigma = 1``) are special cases.
 
     The levels after step ``i`` can differ from the levels before step ``i + 1``. DDIM and PNDM go to the timestep
-    ``t - num_train_timesteps // steps``, which is not always the next timestep of the list. The two timesteps differ
-    for ``linspace`` spacing and, if ``steps`` does not divide ``num_train_timesteps``, for ``trailing`` spacing.
-    Inversion is exact even if the levels differ, because inversion uses the same levels as sampling. The list of
-    timesteps only determines which timestep the network receives.
+    ``t - num_train_timesteps // steps``, which is not the next timestep of the list for ``linspace`` spacing, and for
+    ``trailing`` spacing if ``steps`` does not divide ``num_train_timesteps``. Inversion is exact even if the levels
+    differ, because inversion uses the same levels as sampling. The list of timesteps only determines which timestep the
+    network receives.
 
     Attributes:
         timesteps: descending timesteps that the network receives, ``[N]``; int64, or float64 for flow matching.
@@ -105,12 +105,12 @@ class Schedule:
         Raises:
             ValueError: ``steps`` is not an integer from 1 to the scheduler's maximum, ``mu`` is missing, ``mu`` or
                 ``sigmas`` would have no effect, or the scheduler is not supported. A scheduler is not supported if it
-                has no betas, has fractional or repeated timesteps (Heun, KDPM2), replaces the noise levels of the
-                training schedule (Karras sigmas, flow sigmas), clips the latent, or adds noise in flow matching. A
-                scheduler is also not supported if the network predicts noise and the latent at a timestep is pure noise
-                (zero terminal SNR).
+                has no betas, has fractional or repeated timesteps (Heun, KDPM2), or replaces the noise levels of the
+                training schedule (Karras sigmas, flow sigmas). A scheduler is not supported if it clips the latent, or
+                adds noise in flow matching. A scheduler is also not supported if the network predicts noise and the
+                latent at a timestep is pure noise (zero terminal SNR).
         """
-        from rnri.models.diffusers_schedulers import diffusion_steps, flow_steps, is_flow  # imports diffusers
+        from rnri.models.diffusers_schedulers import diffusion_steps, flow_steps, is_flow  # loads diffusers
 
         if is_flow(scheduler):
             return cls.flow(*flow_steps(scheduler, steps, sigmas=sigmas, mu=mu))

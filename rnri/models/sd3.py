@@ -116,6 +116,6 @@ class SD3Family(TransformerFamily):
         return Schedule.from_scheduler(self.pipeline.scheduler, steps, mu=mu)
 
     def attention_editor(self) -> InjectionEditor:
-        from rnri.models.attention.injection import InjectionEditor, SD3InjectionProcessor  # imported by edits only
+        from rnri.models.attention.injection import InjectionEditor, SD3InjectionProcessor  # only edits need it
 
         return InjectionEditor(SD3InjectionProcessor, self.pixels_per_latent * self.patch)

@@ -178,7 +178,7 @@ class UNetFamily(Family):
         return Schedule.from_scheduler(self.pipeline.scheduler, steps)
 
     def attention_editor(self) -> PromptToPromptEditor:
-        from rnri.models.attention.prompt_to_prompt import PromptToPromptEditor  # imported by edits only
+        from rnri.models.attention.prompt_to_prompt import PromptToPromptEditor  # only edits need it
 
         return PromptToPromptEditor(self.pipeline, self.pixels_per_latent)
 

@@ -25,7 +25,7 @@ class WordMaps:
         self.total: Tensor | None = None  # float32 [R,K,h,w]
 
     def add(self, attention: Tensor) -> None:
-        """Resize the maps ``attention [R,K,P]`` of a layer with P pixels to the size of the latents, and add them."""
+        """Resize the maps ``attention [R,K,P]`` of a layer to the size of the latents, and add them to ``total``."""
         maps = attention.float().unflatten(2, layer_size(attention.shape[2], self.size))
         maps = F.interpolate(maps, self.size, mode="bilinear", align_corners=False)
         self.total = maps if self.total is None else self.total + maps
@@ -53,7 +53,7 @@ def layer_size(pixels: int, size: tuple[int, int]) -> tuple[int, int]:
     The height and the width are rounded up after each halving.
 
     Raises:
-        ValueError: repeated halving does not lead to this number of pixels.
+        ValueError: repeated halving does not lead to a size with ``pixels`` pixels.
     """
     height, width = size
     while height * width > pixels:

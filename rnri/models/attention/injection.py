@@ -1,8 +1,8 @@
 """Attention injection in transformers whose text and image tokens share one softmax (Stable Diffusion 3, FLUX).
 
-Because of the shared softmax, the attention to words cannot be replaced without changing the attention to the image.
-Therefore an edited image uses the queries and keys, or the values, of its source image at the image tokens in the first
-sampling steps. Other editing methods for flow matching also inject attention (RF-Solver-Edit,
+Because text and image tokens share one softmax, the attention to words cannot be replaced without changing the
+attention to the image. Therefore an edited image uses the queries and keys, or the values, of its source image at the
+image tokens in the first sampling steps. Other editing methods for flow matching also inject attention (RF-Solver-Edit,
 https://arxiv.org/abs/2411.04746; Stable Flow, https://arxiv.org/abs/2411.14430).
 """
 
@@ -52,7 +52,7 @@ class InjectionProcessor:
         self.image_tokens = image_tokens
 
     def project(self, attn: Attention | FluxAttention, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return queries, keys and values ``[B,L,width]``; rows of edited images contain the injected parts.
+        """Return queries, keys and values ``[B,L,width]``, with the source's parts injected into the edited images.
 
         The last ``image_tokens`` tokens of ``hidden_states`` must be the image tokens.
         """

@@ -1,8 +1,8 @@
 """Prompt-to-Prompt's operators on attention maps (Hertz et al. 2022, https://arxiv.org/abs/2208.01626).
 
-The operators multiply the attention map ``M`` by a matrix ``W`` or a vector ``c``. They can be applied to the values
-``V`` instead of ``M``, because ``(M W) V = M (W V)`` and ``M diag(c) V = M (diag(c) V)``. The remaining operation is
-standard attention, which fused kernels compute at any resolution without storing the attention map.
+The operators multiply the attention map ``M`` by a matrix ``W`` or a vector ``c``. The operators can be applied to the
+values ``V`` instead of ``M``, because ``(M W) V = M (W V)`` and ``M diag(c) V = M (diag(c) V)``. The remaining
+operation is standard attention, which fused kernels compute at any resolution without storing the attention map.
 
 Letters in tensor shapes: B batch rows, H heads, P pixels (queries), S or T tokens (keys and values), D width of a head,
 E edits.

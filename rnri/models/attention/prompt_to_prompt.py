@@ -71,8 +71,8 @@ class PromptToPrompt:
             weight of a word applies in the steps of the word's entry in ``schedules``, or in the steps of ``cross`` if
             the word has no entry.
         schedules: maps words of the edited prompt to an interval of the steps that replaces ``cross`` for these words.
-        blend: words of the source or the edited prompt; the edit may change only the image region of these words. Empty
-            means that the whole image may change.
+        blend: words of the source or the edited prompt; the edit may change only the image region of these words. If
+            ``blend`` is empty, the whole image may change.
         blend_subtract: words of the source or the edited prompt; their image region is removed from the region that
             the edit may change.
         blend_from: fraction of the sampling steps at which blending starts. With ``N`` sampling steps, the latents are
@@ -174,8 +174,8 @@ class AttentionTables:
     """Values per token that determine the cross-attention of E edits; all tables are float64.
 
     Args:
-        transfer: fraction of each source token's attention that each token of the edit uses, ``[E,T,T]``.
-        inherited: 1 for tokens of the edit that use the source's attention, otherwise 0, ``[E,T]``.
+        transfer: fraction of the attention to each source token that each token of the edited prompt uses, ``[E,T,T]``.
+        inherited: 1 for tokens of the edited prompt that use the attention of source tokens, otherwise 0, ``[E,T]``.
         starts, ends: fractions of the sampling steps at which each token's interval of cross-attention starts and ends,
             ``[E,T]``. Outside of its interval, a token uses its own attention with the factor 1.
         weights: factor by which the attention to each token is multiplied, ``[E,T]``.

@@ -15,7 +15,7 @@ def check_no_cache(name: str, network: nn.Module) -> None:
 
     Args:
         name: name of the pipeline component, such as ``transformer``.
-        network: the component.
+        network: the pipeline component.
     """
     cache, remedy = _cache(name, network)
     if cache is not None:

@@ -76,7 +76,7 @@ RULES: dict[str, dict[str, Rule]] = {
     "unet": NETWORK_RULES,
     "transformer": NETWORK_RULES,
 }
-"""For each component of a pipeline, the rule of each config value that is checked."""
+"""Maps each component of a pipeline to the rules for the values in its config."""
 
 
 def check_config(component: str, config: Mapping[str, object], source: str) -> None:
@@ -84,7 +84,7 @@ def check_config(component: str, config: Mapping[str, object], source: str) -> N
 
     Args:
         component: name of the component, such as ``vae``; a component without rules is not checked.
-        config: the config; keys without a rule are not checked.
+        config: the config of the component; keys without a rule are not checked.
         source: file of the config, for the error message.
     """
     for key, (is_valid, rule) in RULES.get(component, {}).items():
