@@ -130,8 +130,8 @@ def warn_ignored(paths: Sequence[Path]) -> None:
     """
     if paths:
         rank_zero_warn(
-            f"ignored, because they are not images in the folder of a concept: {format_some(paths)}. Convert "
-            "photographs in other formats, such as HEIC.",
+            f"these files are ignored, because they are not images in the folder of a concept: {format_some(paths)}. "
+            "Convert photographs in formats that Pillow cannot read, such as HEIC.",
             stacklevel=3,
         )
 

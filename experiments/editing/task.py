@@ -306,6 +306,6 @@ def _check_labels(edits: Sequence[BenchmarkEdit], classifier: Classifier) -> Non
     for edit in edits:
         if edit.expected_label is not None and edit.expected_label not in labels:
             raise ValueError(
-                f"task.classifier: no label is {edit.concept!r}, the object that the edit {edit.key} should show; use "
-                "a classifier that was trained on the concepts of the benchmark."
+                f"task.classifier: the classifier has no label {edit.concept!r}, which is the object that the edit "
+                f"{edit.key} should show; use a classifier that was trained on the concepts of the benchmark."
             )

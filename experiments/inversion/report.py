@@ -272,11 +272,11 @@ def rank_agreement(samples: Rows) -> dict[str, float | int]:
 
 def format_agreement(classifier: str, agreement: Mapping[str, float | int]) -> str:
     """Return a note on how the perceptual distance is computed and how it is correlated with ST-LPIPS."""
-    line = f"Perceptual distance: features of {classifier}, without learned weights."
+    line = f"The perceptual distance is computed from features of {classifier}, without learned weights."
     if agreement:
         line += (
-            f" Rank correlation with ST-LPIPS: {agreement['spearman_images']:.2f} over {agreement['images']} images, "
-            f"{agreement['spearman_rows']:.2f} over {agreement['rows']} rows."
+            f" Rank correlation of the perceptual distance with ST-LPIPS: {agreement['spearman_images']:.2f} over "
+            f"{agreement['images']} images, {agreement['spearman_rows']:.2f} over {agreement['rows']} rows."
         )
     return line
 

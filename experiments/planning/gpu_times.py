@@ -76,11 +76,11 @@ def format_hours(cost: Cost, times: Sequence[GpuTimes]) -> str:
     """Return a Markdown table of the hours that ``cost`` takes on one GPU, or a sentence if nothing was measured."""
     if not times:
         return (
-            "Hours on other GPUs: not measured; python -m benchmarks.full_size --write measures them on the GPU of a "
-            "machine."
+            "Hours on other GPUs: not measured. To measure network times on the GPU of a machine, run "
+            "python -m benchmarks.full_size --write."
         )
     hours = {(row.gpu, row.checkpoint): f"{row.hours(cost):,.1f}" for row in times}
     gpus = [*GPU_TYPES, *sorted({row.gpu for row in times} - set(GPU_TYPES))]
     rows = [{"gpu": gpu} | {key: hours.get((gpu, key), NOT_MEASURED) for key in CHECKPOINTS} for gpu in gpus]
-    title = "Hours of this run on one GPU in bfloat16, from measured times, if the run used the checkpoint:\n\n"
+    title = "Estimated hours of this run on one GPU, if the run uses one of these checkpoints in bfloat16:\n\n"
     return title + markdown_table(rows, {"gpu": "GPU"} | CHECKPOINTS)

@@ -42,7 +42,7 @@ def print_plan(config: DictConfig, task: Any, trainer: Trainer) -> None:
     print(table(stages))
     model = getattr(getattr(task, "networks", None), "model", None)
     if model is None:
-        print(training_size(task) if is_training(config) else "The run prints its duration when it starts.")
+        print(training_size(task) if is_training(config) else "The run prints its estimated duration when it starts.")
         return
     print(f"Weights: {weight_bytes(task.networks) / BYTES_PER_GB:.2f} GB.", flush=True)
     if config.plan is True:

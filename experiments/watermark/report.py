@@ -89,9 +89,9 @@ def write_report(
         tables=tables,
         figures=figures,
         notes=[
-            "Bit accuracy: Gaussian Shading; 50 % is chance. True positives: share of the images whose p-value is "
-            "below the p-values of 99 % of the images without the watermark (same method, same attack). "
-            "NFE: network evaluations per inverted image.",
+            "Bit accuracy of Gaussian Shading: 50 % is the expected value without a watermark. True positives: share "
+            "of the images whose p-value is below the p-values of 99 % of the images without the watermark, for the "
+            "same method and attack. NFE: network evaluations per inverted image.",
         ],
         identity=IDENTITY,
         values=[BITS, DETECTED],
