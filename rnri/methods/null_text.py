@@ -37,13 +37,13 @@ class NullText(Inverter):
     """Null-text inversion (Mokady et al. 2023, arXiv 2211.09794).
 
     First, DDIM inversion without guidance computes a latent for each noise level; these latents are called pivots. Then
-    the embedding ``e`` of the negative prompt is optimized for each sampler step, from noisy to clean. The loss is the
-    mean square of ``DDIM(z_t; e) - pivot_s``, so that the sampler's step with guidance, ``DDIM``, leads from the
-    current latent ``z_t`` to the next pivot. The optimized embeddings are stored as ``aux["negative"] [B,N,L,D]``. As
-    in the authors' code, the learning rate of Adam at sampler step ``j``, counted from 0 at the noisy end, is
-    ``learning_rate * (1 - j / 100)``. The optimization of a step starts with the embedding of the previous step. At
-    sampler step ``j``, the optimization of an image stops after the first update whose loss is below
-    ``threshold * (1 + 2 j)``.
+    the embedding ``e`` of the negative prompt is optimized for each sampler step, from noisy to clean:
+    ``e = argmin mean |DDIM(z_t; e) - pivot_s|^2``. Here ``DDIM`` is the sampler's step with guidance, which should lead
+    from the current latent ``z_t`` to the next pivot ``pivot_s``. The optimized embeddings are stored as
+    ``aux["negative"] [B,N,L,D]``. As in the authors' code, the learning rate of Adam at sampler step ``j``, counted
+    from 0 at the noisy end, is ``learning_rate * (1 - j / 100)``. The optimization of a step starts with the embedding
+    of the previous step. At sampler step ``j``, the optimization of an image stops after the first update whose loss is
+    below ``threshold * (1 + 2 j)``.
 
     The authors use 50 steps. With fewer steps, ``j`` is not rescaled to end at 49, because rescaling increases the
     reconstruction error. Without rescaling, the mean squared error of the reconstructed latents is 0.20 with 4 steps,
