@@ -63,7 +63,7 @@ def trajectory(
 ) -> list[Tensor]:
     """Return the latents after the last ``keep_last`` steps; the last entry is the clean latent.
 
-    All arguments except ``keep_last`` and ``gradient_steps`` are described in :func:`sample`.
+    All arguments except ``keep_last`` and ``gradient_steps`` have the same meaning as in ``sample``.
 
     Args:
         gradient_steps: number of last steps whose gradient passes through the network; None means all steps. In all
