@@ -25,7 +25,7 @@ def jitter(images: Tensor, color: float = 0.4, blur: float = 0.5) -> Tensor:
 
 
 def random_affine(images: Tensor) -> Tensor:
-    """Rotates, scales, shears and translates each image of ``images [B, 3, H, W]`` at random, by up to 20 degrees."""
+    """Rotates, scales, shears and translates each of ``images [B, 3, H, W]`` at random."""
     rows = len(images)
     angle = (torch.rand(rows) * 2 - 1) * math.radians(20)
     scale = torch.exp((torch.rand(rows, 2) * 2 - 1) * 0.2)

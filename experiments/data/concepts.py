@@ -69,8 +69,9 @@ class Concept:
     def key(self) -> str:
         """Return the cache key of the concept: its name, its prompt and a hash of its reference images.
 
-        The hash is computed from the identities of the images (see :class:`~experiments.data.images.Images`), or from
-        the pixels if the images have no identity. The cache key is computed only once per concept.
+        The hash is computed from the pixels of the reference images, or from the strings that the function ``identity``
+        of :class:`~experiments.data.images.Images` returns, if it is not None. The cache key is computed only once per
+        concept.
         """
         content = hashlib.sha256()
         for k in range(len(self.references)):

@@ -21,8 +21,8 @@ from rnri.validation import NonEmptyStr, dataclass
 class FolderConcepts:
     """Concepts with reference images in ``references/NAME/*`` and real images for FID in ``real/*`` or ``real/NAME/*``.
 
-    All files that Pillow can read are images. If a file has several frames or pages, the first frame or page is used.
-    An image file is read from disk each time the image is indexed.
+    Every file that Pillow can read counts as an image. If a file has several frames or pages, the first frame or page
+    is used. An image file is read from disk each time the image is indexed.
 
     Args:
         references: folder with one subfolder of images per concept; the name of the subfolder is the label of the

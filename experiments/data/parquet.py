@@ -150,7 +150,7 @@ class ImageTable:
 
         Args:
             item: pair of file index and row index of the image.
-            size: ``(H, W)`` in pixels.
+            size: size ``(H, W)`` in pixels to which the image is resized.
 
         Raises:
             UnreadableImage: the row cannot be read, has no image, or its image cannot be decoded.

@@ -235,7 +235,7 @@ def image_figures(groups: Mapping[str, Sequence[ImageGroup]]) -> dict[str, Any]:
 def concept_figure(groups: Mapping[str, Sequence[ImageGroup]], index: int) -> Figure:
     """Draw the images of the concept ``index``, with one row per pipeline (arm).
 
-    The captions are the predicted labels that are wrong.
+    The caption of an image is its predicted label if the label is wrong.
     """
     rows = []
     captions = []

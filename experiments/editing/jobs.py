@@ -47,7 +47,7 @@ class EditingModel:
         name: name of the model in the results.
         model: the text-to-image model.
         steps, guidance: number of steps and guidance scale of both inversion and sampling.
-        attention: the edit method for the model's type of network that reuses attention of the source image.
+        attention: edit method that reuses attention of the source image. Its class depends on the type of the network.
     """
 
     name: str
@@ -192,8 +192,9 @@ def make_jobs(
         models: the models with which every method is run.
         methods: inversion methods by name. An image is edited in two ways: prompt swap generates an image from the
             inverted seed with the target prompt, and an attention edit also reuses attention of the source image.
-        extra_methods: further methods by name, which use the edit method ``native``. Editors edit without inversion,
-            and inversion methods sample from the inverted seed with the target prompt.
+        extra_methods: further methods by name, with which an image is edited in only one way (edit method ``native``).
+            Editors (:class:`~rnri.editing.inversion_free.Editor`) edit without inversion, and inversion methods sample
+            from the inverted seed with the target prompt.
         edits: the edits of the benchmark.
         batch_size: number of edits per job.
     """

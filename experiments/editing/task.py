@@ -72,8 +72,9 @@ class EditingExperiment(ResumableRun):
         guidance: guidance scale of inversion and sampling.
         methods: inversion methods by name. From each inverted seed, two edited images are sampled with the target
             prompt: one without and one with attention of the source image.
-        extra_methods: further methods by name, which do not use attention of the source image. Editors edit without
-            inversion. Inversion methods sample from the inverted seed with the target prompt.
+        extra_methods: further methods by name, which do not use attention of the source image. Editors
+            (:class:`~rnri.editing.inversion_free.Editor`) edit without inversion. Inversion methods sample from the
+            inverted seed with the target prompt.
         prompt_to_prompt: edit method that reuses attention of the source image, for models with a U-Net.
         injection: edit method that reuses attention of the source image, for models with a transformer.
         benchmark: folder of a benchmark in PIE-Bench's format; if None, a benchmark is created from ``corpus`` in the
@@ -281,7 +282,7 @@ class EditingExperiment(ResumableRun):
         }
 
     def _model_settings(self, model: EditingModel | None) -> dict[str, Any]:
-        """Return the settings of a model on which its results depend; they are part of the cache key of the results."""
+        """Return the settings of a model on which its results depend, because they are part of the cache key."""
         if model is None:
             return {"size": list(self.models[0].model.image_size)}
         return {
@@ -292,7 +293,7 @@ class EditingExperiment(ResumableRun):
         }
 
     def dependencies(self) -> dict[str, Any]:
-        """Return the settings on which all results depend; they are part of the cache key of the results.
+        """Return the settings on which all results depend, because they are part of the cache key of the results.
 
         The batch size is included, because the results of one batch are stored together.
         """

@@ -1,8 +1,8 @@
 """Metrics of the background and of the edited region of an image, as in PIE-Bench and with corrected definitions.
 
-The code of PIE-Bench sets the pixels outside the region to 0 in both images and averages the error over all pixels.
-Pixels outside the region then have no error, so that a smaller region has a better score. The corrected definitions
-average the error only over the pixels of the region.
+The code of PIE-Bench sets the pixels outside the region to 0 in both images and averages the error over all pixels. In
+PIE-Bench, pixels outside the region therefore have no error, so that a smaller region has a better score. The corrected
+definitions average the error only over the pixels of the region.
 """
 
 from __future__ import annotations

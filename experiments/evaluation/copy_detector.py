@@ -36,7 +36,10 @@ DISTANCES = ("shape", "layout")
 
 
 def shifted(images: Tensor, down: int, right: int) -> Tensor:
-    """Shift images ``[N, 3, H, W]`` by ``down`` and ``right`` pixels. The pixels at the border are repeated."""
+    """Shift images ``[N, 3, H, W]`` by ``down`` and ``right`` pixels.
+
+    Pixels at the border are repeated to fill the image.
+    """
     height, width = images.shape[-2:]
     rows = (torch.arange(height) - down).clamp(0, height - 1)
     columns = (torch.arange(width) - right).clamp(0, width - 1)
@@ -132,9 +135,9 @@ class RealConcept:
 
     Attributes:
         references: number R of references.
-        versions: vectors ``[T, A, E]`` of T transformed versions of the references and of at most one held-out image,
-            for each entry of ``DISTANCES``. The number of images A is R or R + 1. The versions are recolored for the
-            shape distance, and shifted for the layout distance.
+        versions: vectors ``[T, A, E]`` of T transformed versions of A images, for each entry of ``DISTANCES``. The A
+            images are the R references and at most one held-out image. The versions are recolored for the shape
+            distance, and shifted for the layout distance.
         real: vectors ``[M, E]`` of the real images, for each entry of ``DISTANCES``.
         features: features of the classifier for the real images, ``[M, D]``.
         groups: group of each real image, such as the designer of a drawing.

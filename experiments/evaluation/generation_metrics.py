@@ -34,7 +34,7 @@ class GeneratedSet:
         copy_detections: perceptual distances between the images and the references of each concept; None for a concept
             without images.
         similarities: SSCD similarity of each image to its most similar reference; None if SSCD is not computed.
-        records: measured values of each generated image.
+        records: one dict of measured values per generated image.
         t_init: duration of the seed initialization of each concept, in seconds; None for real images.
         t_opt: duration of the seed optimization of each concept, in seconds; None if seeds are not optimized.
     """

@@ -40,8 +40,8 @@ class Metric:
         scale: factor by which values are multiplied in tables, such as 100 for percentages.
         tables: names of the tables in ``table.md`` that have a column for the metric. A table in ``table.md`` has at
             most seven columns, but the file ``table.csv`` has a column for every metric.
-        optional: if true, the metric is omitted if ``function`` returns None. If false, None is a missing value of the
-            metric.
+        optional: whether the metric is omitted if ``function`` returns None. If ``optional`` is false, None counts as a
+            missing value of the metric.
     """
 
     name: str

@@ -47,7 +47,7 @@ def patch_correlation(seeds: Tensor, side: int = PATCH_SIDE) -> Tensor:
 
 
 def plain_areas(images: Tensor, size: Sequence[int]) -> Tensor:
-    """Return a mask of the latent positions in plain areas of ``images [B,3,H,W]`` in [0, 1], bool ``[B,h,w]``.
+    """Return a mask of latent positions in plain (nearly constant) areas of ``images [B,3,H,W]``, bool ``[B,h,w]``.
 
     A pixel is plain if, in every channel, the mean of its absolute differences to the pixel below and to the pixel on
     the right is less than :data:`PLAIN_DIFFERENCE`. The difference to a pixel outside the image is 0, and a NaN pixel

@@ -149,7 +149,7 @@ FIGURES: dict[str, Callable[[Rows, Rows], Figure]] = {
 
 
 def images_to_save(**images: Tensor) -> dict[str, Tensor]:
-    """Convert the images of each batch ``[B, 3, H, W]`` that have no NaN and infinite pixels to uint8.
+    """Convert the images without NaN and infinite pixels of each batch ``[B, 3, H, W]`` to uint8.
 
     For a batch ``NAME``, the returned dict contains the converted images ``NAME`` and the mask ``NAME_finite``, which
     is a tensor ``bool [B]`` that is True for the converted images.

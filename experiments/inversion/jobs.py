@@ -118,7 +118,7 @@ class Setting:
         return [replace(self, prompt=prompt, nfe=count) for prompt, count in product(self._prompts, counts)]
 
     def vae_bound(self) -> Setting:
-        """Return the setting with which the images of this setting are only encoded and decoded (:data:`VAE_BOUND`).
+        """Return this setting for the reference method that only encodes and decodes images (:data:`VAE_BOUND`).
 
         The number of steps and the guidance scale are copied only if images are generated, because they have no effect
         on the VAE.

@@ -56,8 +56,8 @@ class InversionModule(LightningModule):
         the image. The column ``not_finite`` counts reconstructions with NaN or infinite values.
 
         Raises:
-            NonFiniteError: the VAE's reconstructions of all images of the first batch contain NaN or infinity. No
-                inversion method can then reconstruct the images.
+            NonFiniteError: the VAE's reconstructions of all images of the first batch contain NaN or infinity, so that
+                no inversion method can reconstruct the images.
         """
         captions = [image.prompt for image in job.images]
         images, z0, true_latents = self._images_and_latents(job, captions)
@@ -178,7 +178,10 @@ class InversionModule(LightningModule):
 
 
 def _by_area(name: str, errors: Tensor, images: Tensor) -> dict[str, Tensor]:
-    """Return the means of ``errors [B,C,h,w]`` over the plain and the textured areas of ``images``, each ``[B]``."""
+    """Return the means ``[B]`` of ``errors [B,C,h,w]`` over the plain areas and over the textured areas of ``images``.
+
+    Plain areas are areas of nearly constant color (:func:`~experiments.evaluation.seed_statistics.plain_areas`).
+    """
     plain = plain_areas(images, errors.shape[2:])
     means = errors.mean(1)
     return {f"{name}_plain": area_errors(means, plain), f"{name}_textured": area_errors(means, ~plain)}

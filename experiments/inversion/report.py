@@ -91,11 +91,11 @@ def write_report(
 
 
 def reconstruction_tables(rows: Rows, paper: Rows) -> list[Table]:
-    """Return the tables of ``table.md``.
+    """Return the tables that the report writes to ``table.md``.
 
-    A table contains rows with the same images and prompts, and a row with the VAE bound of the images. If the number of
-    steps varies, a table contains rows with the same guidance scale. The first table also contains the published
-    results ``paper``.
+    A table contains rows with the same images and prompts, and a row for encoding and decoding the images without
+    inversion (VAE bound). If the number of steps varies, a table contains rows with the same guidance scale. The first
+    table also contains the published results ``paper``.
     """
     conditions = varying([row for row in rows if not is_vae_bound(row)], list(CONDITIONS))
     splitting = ("images", "prompt", *conditions[1:])
@@ -123,10 +123,11 @@ def reconstruction_tables(rows: Rows, paper: Rows) -> list[Table]:
 
 
 def vae_bounds(rows: Rows, compared: Rows) -> list[Mapping[str, Any]]:
-    """Return the rows with the VAE bound for a table with the rows ``compared``, one row per number of images.
+    """Return the rows with the VAE bound of a table whose other rows are ``compared``, one row per number of images.
 
-    Some settings use only the first images of the experiment. The VAE bound of the first images is computed from a row
-    of ``compared``: it is the PSNR of the row plus ``vae_gap``, the difference to the VAE bound.
+    The VAE bound is the PSNR of encoding and decoding images without inversion. Some settings use only the first images
+    of the experiment. The VAE bound of the first images is computed from a row of ``compared``: it is the PSNR of the
+    row plus ``vae_gap``, the difference to the VAE bound.
     """
     bounds = [row for row in rows if is_vae_bound(row)]
     counts = {row["n"] for row in bounds}

@@ -234,7 +234,10 @@ class InversionExperiment(ResumableRun):
         }
 
     def dependencies(self) -> dict[str, Any]:
-        """Return the settings and network fingerprints on which all results depend, as part of their cache key."""
+        """Return the settings and network fingerprints on which all results depend.
+
+        The settings and fingerprints are part of the cache key of the results.
+        """
         networks = {} if self.lpips is None else {"stlpips": fingerprint({"stlpips": self.lpips}, {})}
         if self.networks.clip is not None:
             networks["clip"] = self.networks.clip_fingerprint

@@ -68,7 +68,7 @@ class ForgerySetting:
 
     Args:
         keys: number of keys whose watermarks are forged.
-        images: numbers of images whose seeds are averaged, in increasing order. Each number gives one forged image.
+        images: numbers of images whose seeds are averaged, in increasing order. One image is forged for each number.
         steps: number of steps for generating images and for inverting images.
         guidance: guidance scale for generating the images; if None, the default of the model is used.
     """
@@ -130,7 +130,7 @@ class NamedPrompt:
 
 @dataclasses.dataclass(frozen=True)
 class ReadingJob:
-    """Reading watermarks by one inversion method with one setting, for a batch of prompts.
+    """A job that reads watermarks with one inversion method and one setting, for a batch of prompts.
 
     The results of a job are stored together.
 
@@ -188,7 +188,7 @@ class ReadingJob:
 
 @dataclasses.dataclass(frozen=True)
 class ForgeryJob:
-    """Forging the watermark of one key. The results of a job are stored together.
+    """A job that forges the watermark of one key. The results of the job are stored together.
 
     Attributes:
         number: index of the key.

@@ -34,7 +34,7 @@ RUNNING = ("bit_accuracy",)
 """Names of the columns whose running means are logged during the run."""
 
 ALL_ATTACKS = "all attacks"
-"""Value of the column ``attack`` in rows with the mean over all attacks. Images without an attack are not included."""
+"""Value of the column ``attack`` in rows with the mean over all attacks, without the images that were not attacked."""
 
 FALSE_POSITIVE_RATE = 0.01
 BASELINE, OURS = "ddim", "accelerated"

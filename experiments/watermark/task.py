@@ -294,7 +294,7 @@ class WatermarkExperiment(ResumableRun):
         return stores
 
     def dependencies(self) -> dict[str, Any]:
-        """Return the settings on which all results depend, as part of their cache key."""
+        """Return the settings on which all results depend, because they are part of the cache key of the results."""
         return {
             **self.networks.cache_settings(self.seed),
             "attacks": fingerprint_config(self.attacks),
