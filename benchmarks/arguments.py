@@ -1,4 +1,4 @@
-"""Command-line arguments of the benchmarks. An invalid value is reported in one line before a measurement starts."""
+"""Types of the command-line arguments of the benchmarks, which reject invalid values before a measurement starts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import torch
 
-import experiments  # noqa: F401  # the terminal may lack characters of the output
+import experiments  # noqa: F401  # replaces printed characters that the terminal lacks
 from rnri.quiet import quiet_libraries
 from rnri.validation import first_line
 
@@ -19,7 +19,7 @@ MAX_STEPS = 1000
 
 
 class Arguments(argparse.ArgumentParser):
-    """An argument parser that prints an error in one line without the usage, and exits with the status 2."""
+    """An argument parser that prints errors in one line, without the usage message, and then exits with status 2."""
 
     def __init__(self, description: str | None) -> None:
         super().__init__(
@@ -31,7 +31,7 @@ class Arguments(argparse.ArgumentParser):
 
 
 def integer(minimum: int = 1, maximum: int | None = None) -> Callable[[str], int]:
-    """Return the argument type (for ``add_argument``) of integers from ``minimum`` to ``maximum``."""
+    """Return a function for ``add_argument(type=...)`` that accepts integers from ``minimum`` to ``maximum``."""
     values = f"an integer >= {minimum}" if maximum is None else f"an integer from {minimum} to {maximum}"
 
     def parse(text: str) -> int:
@@ -47,7 +47,7 @@ def integer(minimum: int = 1, maximum: int | None = None) -> Callable[[str], int
 
 
 steps = integer(1, MAX_STEPS)
-"""The argument type of a number of sampling steps."""
+"""Function for ``add_argument(type=...)`` that accepts numbers of sampling steps."""
 
 
 def guidance(text: str) -> float:
@@ -62,7 +62,7 @@ def guidance(text: str) -> float:
 
 
 def device(text: str) -> str:
-    """Return ``text`` if ``text`` is the name of a device that PyTorch can use."""
+    """Return ``text`` if PyTorch can use the device ``text``; otherwise raise an ``ArgumentTypeError``."""
     try:
         kind = torch.device(text).type
         index = torch.device(text).index or 0
@@ -90,10 +90,7 @@ def default_device() -> str:
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
-    """Run the command ``main`` and exit.
-
-    A ValueError or an OSError is printed in one line, and the exit status is 1.
-    """
+    """Run the function ``main`` of a command and exit. Print a ValueError or an OSError of ``main`` in one line."""
     quiet_libraries()
     try:
         status = main()

@@ -1,9 +1,10 @@
 """Measure how many captions per second are searched for the names of concepts on one CPU core.
 
-The batch counter of this project is compared with an Aho-Corasick automaton in Python, with Polars and with DuckDB, on
-the same captions and names. ``python -m benchmarks.count_captions`` counts the names and synonyms of the ImageNet-1k
-classes in synthetic captions. ``--file FILE --column NAME`` reads the captions from a column of a Parquet file instead.
-Polars and DuckDB are skipped if they are not installed.
+The counter of this project is compared with an Aho-Corasick automaton in Python, with Polars and with DuckDB. All of
+them count the names and synonyms of the ImageNet-1k classes in the same captions.
+
+``python -m benchmarks.count_captions`` uses synthetic captions. ``--file FILE --column NAME`` reads the captions from a
+column of a Parquet file. Polars and DuckDB are skipped if they are not installed.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from experiments.counting.matcher import BatchCounter, patterns
 from experiments.counting.shards import count_shard, list_shards
 from experiments.counting.text import normalize
 
-LAION_2B = 2_300_000_000
+LAION_2B = 2_300_000_000  # number of captions of the data set LAION-2B
 MENTIONS_PER_CAPTION = 0.24  # mean number of ImageNet classes per caption of LAION-2B, from public counts
 ACCENTED = ("café", "Été", "naïve", "Zoë", "№ 5", "München", "Malmö", "piñata")
 
@@ -41,8 +42,8 @@ Counting = Callable[[], dict[str, int]]
 def synthetic_captions(n: int, names: Mapping[str, tuple[str, ...]], seed: int) -> list[str]:
     """Return ``n`` synthetic captions that resemble captions of images on the web.
 
-    The word frequencies are those of the definitions in WordNet. Some captions contain a name in ``names``, words with
-    accents, capital letters or punctuation.
+    The words are drawn from the definitions in WordNet, with the same frequencies. Some captions also contain a name in
+    ``names``, words with accents, capital letters or punctuation.
     """
     from timm.data import ImageNetInfo
 
@@ -75,7 +76,7 @@ def batched(path: Path, column: str, names: Mapping[str, tuple[str, ...]]) -> Co
 
 
 def automaton(path: Path, column: str, names: Mapping[str, tuple[str, ...]]) -> Counting:
-    """Normalize each caption in Python, and search the caption with an Aho-Corasick automaton."""
+    """Return a function that normalizes each caption in Python and searches it with an Aho-Corasick automaton."""
     matcher = ahocorasick.Automaton()
     for form, concepts in mentions(names).items():
         matcher.add_word(form, concepts)
@@ -91,7 +92,7 @@ def automaton(path: Path, column: str, names: Mapping[str, tuple[str, ...]]) -> 
 
 
 def polars(path: Path, column: str, names: Mapping[str, tuple[str, ...]]) -> Counting:
-    """Normalize the captions in Polars, and search the captions with the Aho-Corasick automaton of Polars."""
+    """Return a function that normalizes and searches the captions in Polars, with Polars' Aho-Corasick automaton."""
     pl = import_module("polars")
     forms = mentions(names)
     owners = pl.LazyFrame(
@@ -126,10 +127,10 @@ GROUP BY name
 
 
 def duckdb(path: Path, column: str, names: Mapping[str, tuple[str, ...]]) -> Counting:
-    """Join the words of the captions with the first words of all spellings of the concept names in DuckDB.
+    """Return a function that searches the captions with a SQL query in DuckDB.
 
-    A hash join finds the first word of a spelling in the captions. The remaining words of the spelling are compared
-    afterwards.
+    A hash join finds the first words of the concept names in the captions. The remaining words of each name are
+    compared after the join.
     """
     database = import_module("duckdb").connect()
     database.execute("SET threads = 1")
@@ -148,10 +149,7 @@ METHODS = {"batched": batched, "automaton": automaton, "polars": polars, "duckdb
 
 
 def measure(count: Counting, repeats: int) -> tuple[dict[str, int], float]:
-    """Run a counter ``repeats`` times; return the counts and the minimum CPU time of a run in seconds.
-
-    The CPU time is the sum over all threads.
-    """
+    """Run ``count`` several times; return the counts, and the minimum CPU time of all threads in seconds."""
     seconds = []
     for _ in range(repeats):
         start = time.process_time()
@@ -187,7 +185,7 @@ def main() -> None:
 
 
 def check_column(path: Path, column: str) -> None:
-    """Raise ValueError or OSError unless ``path`` is a Parquet file with captions in ``column``."""
+    """Raise ValueError or OSError if ``path`` is not a Parquet file with captions in ``column``."""
     schema = pq.read_schema(path)
     strings = [field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)]
     if column not in strings:

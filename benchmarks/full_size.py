@@ -1,20 +1,24 @@
 """Measure speed and memory at the size of public checkpoints: ``python -m benchmarks.full_size``.
 
 The networks have the architectures of Stable Diffusion 1.5, SDXL, SDXL-turbo, Stable Diffusion 3, FLUX.1 schnell, SANA
-and Z-Image-Turbo with random weights in bfloat16, because speed and memory do not depend on the weights. The networks
-are built on the device, and nothing is downloaded or written. The cases are measured in the order of their importance,
-and a new case is started only within ``--minutes``. A case that fails, for example because of a lack of memory, is
-reported, and the other cases are measured. ``--json`` writes the results after every case.
+and Z-Image-Turbo. Their weights are random, because speed and memory do not depend on the weights. The networks are
+built on the device, and nothing is downloaded.
+
+A case is a measurement, such as an inversion with a certain batch size. The most important cases are measured first,
+and no case is started after ``--minutes`` minutes. If a case fails, for example because of a lack of memory, the error
+is printed, and the other cases are measured. ``--json`` writes the results to a file after every case.
+
+The output contains:
 
 - ``seconds``: median duration of one run of the whole batch;
 - ``evaluations``: number of network evaluations per image;
-- ``ratio``: median ratio of the duration to the duration of the *bare calls*. The bare calls are calls of the same
-  networks, outside of the method, with the same inputs, and with a backward pass where the method has a backward pass.
-  Each run is followed by its bare calls, so that both have the same load of the machine;
+- ``ratio``: median ratio of the duration of a run to the duration of its *bare calls*. The bare calls are the same
+  calls of the networks without the other code of this project, with a backward pass if the run has a backward pass.
+  The bare calls are measured directly after the run, under the same load of the machine;
 - ``images/h``: number of images per hour;
 - ``peak GiB``: peak memory of the GPU including the weights.
 
-``--write`` adds the seconds per image to the file with which ``plan=true`` estimates hours per type of GPU. ``--tiny``
+``--write`` stores the seconds per image in the file from which ``plan=true`` estimates the duration of runs. ``--tiny``
 reduces the networks to a size that a CPU evaluates in milliseconds, in order to test this benchmark.
 
     python -m benchmarks.full_size --minutes 13 --json full_size.json --write
@@ -59,7 +63,7 @@ EDITED_PROMPT = "a photo of a dog"
 GIBIBYTE = 2**30
 MAX_REPEATS = 5
 SECONDS_PER_CASE = 6.0
-"""Approximate duration of the repetitions of one case; at least one repetition is measured."""
+"""Approximate total duration of the repetitions of one measurement. At least one repetition is measured."""
 NAO_SEEDS = 5
 NAO_POINTS = 8
 PLANNING_BATCH = 4
@@ -79,10 +83,12 @@ INVERTERS: dict[str, Callable[[], Inverter]] = {
 
 @dataclass
 class Row:
-    """One line of the result. The docstring of the module describes the fields; a field that is None does not apply.
+    """One row of the table of results. The docstring of the module describes the columns.
+
+    A value that does not apply to a case is None.
 
     Attributes:
-        note: why a case was not measured, or further results of the case.
+        note: additional results of the case, or the reason why the case was not measured.
     """
 
     model: str
@@ -97,7 +103,7 @@ class Row:
     note: str = ""
 
     def cells(self) -> list[str]:
-        """Return the cells of the table; a field that is None is empty."""
+        """Return the texts of the table cells, which are empty for values that are None."""
         return [
             self.model,
             self.case,
@@ -124,7 +130,7 @@ class Bench:
         name: key of :data:`CHECKPOINTS`.
         checkpoint: the architecture.
         model: the model with random weights.
-        tiny: whether the networks are reduced.
+        tiny: whether the networks are reduced to a small size.
     """
 
     name: str
@@ -141,7 +147,7 @@ class Bench:
         return self.model.family.network
 
     def latents(self, batch: int) -> Tensor:
-        """Return clean latents ``[B,C,h,w]``: noise of the scale of clean latents."""
+        """Return noise ``[B,C,h,w]``, which replaces the clean latents of images."""
         return self.model.noise([f"z0 {k}" for k in range(batch)], seed=0)
 
     def images(self, batch: int) -> Tensor:
@@ -152,16 +158,16 @@ class Bench:
 
 @dataclass(frozen=True)
 class Case:
-    """One measurement.
+    """One measurement of the benchmark.
 
     Attributes:
-        name: name in the column ``case``.
-        measure: function that fills a row.
-        rank: importance; cases with a smaller rank are measured first.
+        name: name of the measurement in the column ``case``.
+        measure: function that runs the measurement and writes the results to a row of the table.
+        rank: order of the measurements; cases with a smaller rank are measured first.
         batch: batch size.
-        steps: number of sampling steps; None for the number of the model.
-        applies: whether the case exists for a checkpoint.
-        needs_gpu: whether the case exists on a GPU only.
+        steps: number of sampling steps; None for the default number of the model.
+        applies: function that returns whether the case can be measured with a checkpoint.
+        needs_gpu: whether the case can only be measured on a GPU.
     """
 
     name: str
@@ -179,9 +185,10 @@ class NetworkCall:
 
     Attributes:
         network: the network.
-        args, kwargs: the arguments, detached from the autograd graph.
-        differentiated: index, among the leaves of ``(args, kwargs)``, of the tensor whose gradient was computed. None
-            if the call had no backward pass.
+        args: the positional arguments, detached from the autograd graph.
+        kwargs: the keyword arguments, detached from the autograd graph.
+        differentiated: index of the tensor whose gradient was computed, among the leaves of ``(args, kwargs)``; None if
+            the call had no backward pass.
     """
 
     network: nn.Module
@@ -190,7 +197,7 @@ class NetworkCall:
     differentiated: int | None
 
     def run(self) -> None:
-        """Call the network again, with a backward pass if the recorded call had one."""
+        """Call the network again. If the recorded call had a backward pass, the backward pass is also repeated."""
         if self.differentiated is None:
             with torch.no_grad():
                 self.network(*self.args, **self.kwargs)
@@ -203,11 +210,11 @@ class NetworkCall:
 
 @dataclass
 class CallRecorder:
-    """Records the calls of networks, and repeats them as bare calls.
+    """Records the calls of networks, and repeats the calls without other code.
 
     Attributes:
         calls: the recorded calls.
-        rows: number of rows of each call of the first network, which predicts noise or velocity.
+        rows: batch size of each call of the first network, which predicts noise or velocity.
     """
 
     calls: list[NetworkCall] = field(default_factory=list)
@@ -215,10 +222,12 @@ class CallRecorder:
 
     @contextmanager
     def record(self, *networks: nn.Module, recomputes: bool = False) -> Iterator[None]:
-        """Record all calls of ``networks`` in the ``with`` block.
+        """Context manager that records all calls of ``networks`` in the ``with`` block.
 
-        ``recomputes`` tells whether gradient checkpointing calls the first network again in the backward pass. Then
-        only these second calls have a backward pass.
+        Args:
+            networks: the networks. The first network predicts noise or velocity.
+            recomputes: whether gradient checkpointing is used. If True, the first network is called again during the
+                backward pass, and only the second call is recorded with a backward pass.
         """
 
         def hook(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -246,7 +255,7 @@ class CallRecorder:
 
 
 def _first_tensor(output: Any) -> Tensor:
-    """Return the first tensor of the output of a network: a tensor, a tuple, or a dataclass of transformers."""
+    """Return the first tensor in the output of a network, which may be a tensor, a tuple or a dataclass."""
     if isinstance(output, Tensor):
         return output
     parts = output if isinstance(output, tuple) else tuple(output.values())
@@ -254,10 +263,16 @@ def _first_tensor(output: Any) -> Tensor:
 
 
 def compare(bench: Bench, row: Row, run: Callable[[], object], *networks: nn.Module, recomputes: bool = False) -> None:
-    """Measure ``run`` and its bare calls, one after the other, and fill ``row``.
+    """Measure a function and its bare calls (its network calls without other code), and write the results to ``row``.
 
-    ``networks`` are the networks that ``run`` calls in addition to the network that predicts noise or velocity. The
-    first run records the calls and is the warm-up. ``recomputes`` tells whether ``run`` uses gradient checkpointing.
+    The first run of the function records the network calls and is the warm-up.
+
+    Args:
+        bench: the model.
+        row: row of the table for the results.
+        run: the measured function.
+        networks: networks that ``run`` calls in addition to the network that predicts noise or velocity.
+        recomputes: whether ``run`` uses gradient checkpointing.
     """
     recorder = CallRecorder()
     with recorder.record(bench.network, *networks, recomputes=recomputes):
@@ -301,7 +316,7 @@ def _peak(device: torch.device) -> float | None:
 
 
 def bare_call(bench: Bench, row: Row) -> None:
-    """One call of the network without the other code of this project."""
+    """Measure one call of the network without the other code of this project."""
     recorder = CallRecorder()
     with torch.no_grad(), recorder.record(bench.network):
         bench.model.predictor([PROMPT] * row.batch)(bench.latents(row.batch), bench.model.schedule(1).timestep(0))
@@ -314,7 +329,7 @@ def bare_call(bench: Bench, row: Row) -> None:
 
 
 def inversion(bench: Bench, row: Row, *, inverter: Callable[[], Inverter]) -> None:
-    """Inversion of clean latents, without the VAE."""
+    """Measure the inversion of clean latents, without the VAE."""
     predictor = bench.model.predictor([PROMPT] * row.batch)
     schedule = bench.model.schedule(row.steps)
     z0 = bench.latents(row.batch)
@@ -323,7 +338,7 @@ def inversion(bench: Bench, row: Row, *, inverter: Callable[[], Inverter]) -> No
 
 
 def diffusers_inversion(bench: Bench, row: Row) -> None:
-    """DDIM inversion with the scheduler ``DDIMInverseScheduler`` of diffusers."""
+    """Measure DDIM inversion with the scheduler ``DDIMInverseScheduler`` of diffusers."""
     denoiser: Any = bench.model.predictor([PROMPT] * row.batch).denoiser
     scheduler = DDIMInverseScheduler.from_config(bench.model.pipeline.scheduler.config)
     z0 = bench.latents(row.batch).to(bench.model.dtype)
@@ -344,7 +359,7 @@ def diffusers_inversion(bench: Bench, row: Row) -> None:
 
 
 def invert_and_edit(bench: Bench, row: Row, *, with_vae: bool) -> None:
-    """Inversion with two evaluations per step, followed by sampling with another prompt."""
+    """Measure an inversion with two network evaluations per step, followed by sampling with another prompt."""
     model = bench.model
     source = model.predictor([PROMPT] * row.batch)
     target = model.predictor([EDITED_PROMPT] * row.batch)
@@ -365,7 +380,7 @@ def invert_and_edit(bench: Bench, row: Row, *, with_vae: bool) -> None:
 
 
 def seedselect_update(bench: Bench, row: Row, *, checkpoint: bool) -> None:
-    """One update of SeedSelect with random CLIP weights, and the evaluation of the loss after the update."""
+    """Measure one update of SeedSelect with random CLIP weights, and the evaluation of the loss after the update."""
     model = bench.model
     clip = random_clip(bench)
     predictor = model.predictor([PROMPT] * row.batch)
@@ -400,7 +415,7 @@ def random_clip(bench: Bench) -> ClipFeatures:
 
 
 def nao_centroid(bench: Bench, row: Row) -> None:
-    """The centroid of five seeds, which needs no network evaluations."""
+    """Measure NAO's centroid of five seeds, which needs no network evaluations."""
     seeds = bench.model.noise(range(row.batch * NAO_SEEDS), seed=0).unflatten(0, (row.batch, NAO_SEEDS))
     centroid(seeds, NAO_POINTS)
     _reset_peak(bench.device)
@@ -413,7 +428,7 @@ def nao_centroid(bench: Bench, row: Row) -> None:
 
 
 def compiled_inversion(bench: Bench, row: Row, *, mode: str | None) -> None:
-    """Inversion with two evaluations per step and a network that ``torch.compile`` compiles for static shapes."""
+    """Measure an inversion with a network that ``torch.compile`` has compiled for static shapes."""
     check_compiler(bench.device)
     bench.network.compile(dynamic=False, mode=mode)
     try:
@@ -432,7 +447,7 @@ def compiled_inversion(bench: Bench, row: Row, *, mode: str | None) -> None:
 
 
 def offload(bench: Bench, row: Row, *, mode: str) -> None:
-    """Peak memory of ``rnri.invert`` and of a call of the plain pipeline, both with the same offloading."""
+    """Measure the peak memory of ``rnri.invert`` and of a call of the pipeline, with the same offloading to the CPU."""
     pipeline = bench.model.pipeline
     image = bench.images(1)
     if mode == "model":
@@ -460,7 +475,7 @@ def offload(bench: Bench, row: Row, *, mode: str) -> None:
 
 
 def planning_times(bench: Bench, row: Row, *, times: list[GpuTimes]) -> None:
-    """The seconds per image that ``plan=true`` needs, in batches of the size of a unit."""
+    """Measure the seconds per image from which ``plan=true`` estimates the duration of a run."""
     row.steps = None
     stage = StagePlan("all", 1, 0, Cost(1, 1, 1, 1))
     seconds = seconds_per_image(bench.model, [PROMPT] * row.batch, [stage])
@@ -472,7 +487,7 @@ def planning_times(bench: Bench, row: Row, *, times: list[GpuTimes]) -> None:
 
 
 def all_cases(times: list[GpuTimes]) -> list[Case]:
-    """Return all cases, the most important first; ``planning_times`` appends its results to ``times``."""
+    """Return all cases in the order in which they are measured. The case ``planning`` appends results to ``times``."""
 
     def is_unet(checkpoint: Checkpoint) -> bool:
         return checkpoint.network[0] == "unet"
@@ -510,10 +525,11 @@ class Session:
     Attributes:
         device: device of the networks.
         dtype: dtype of the networks.
-        tiny: whether the networks are reduced.
-        steps: number of sampling steps; None for the number of each checkpoint.
-        deadline: value of ``time.perf_counter`` after which no case is started.
+        tiny: whether the networks are reduced to a small size.
+        steps: number of sampling steps; None for the default number of each checkpoint.
+        deadline: value of ``time.perf_counter()`` after which no case is started.
         rows: the results.
+        bench: the model that is being measured; None if no model is loaded.
     """
 
     device: str
@@ -525,7 +541,7 @@ class Session:
     bench: Bench | None = None
 
     def measure(self, name: str, case: Case) -> Row:
-        """Measure ``case`` on the model ``name``; an error is reported in the note of the row."""
+        """Measure ``case`` on the model ``name``. If an error occurs, its message is the note of the returned row."""
         checkpoint = CHECKPOINTS[name]
         row = Row(name, case.name, case.batch, case.steps or self.steps or checkpoint.steps)
         self.rows.append(row)
@@ -534,11 +550,11 @@ class Session:
             return row
         try:
             case.measure(self._bench(name, checkpoint), row)
-        except Exception as error:  # a lack of memory, or a feature that a model or the device lacks
+        except Exception as error:  # for example a lack of memory, or a feature that the device does not support
             row.note = f"not measured: {first_line(error)}"
             self.bench = None
         if case.name.startswith("offload"):
-            self.bench = None  # hooks of the offloading remain in the pipeline
+            self.bench = None  # the model cannot be used again, because offloading hooks remain in the pipeline
         return row
 
     def _bench(self, name: str, checkpoint: Checkpoint) -> Bench:
@@ -553,7 +569,7 @@ class Session:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Return a Markdown table of the results, and a sentence with the number of cases that were not started."""
+    """Return a Markdown table of the results, followed by the number of cases that were not started, if any."""
     late = sum(row.note == OUT_OF_TIME for row in rows)
     lines = [COLUMNS, ["---"] * len(COLUMNS), *(row.cells() for row in rows if row.note != OUT_OF_TIME)]
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -561,15 +577,17 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def main() -> int:
-    """Print the table; the exit status is 1 if a case failed for another reason than the time."""
+    """Print the table. The exit status is 1 if a case failed; cases that were not started do not count as failed."""
     parser = arguments.Arguments(__doc__)
     parser.add_argument("--device", type=arguments.device, default=arguments.default_device())
     parser.add_argument("--dtype", choices=arguments.DTYPES, default="bfloat16")
     parser.add_argument("--models", nargs="+", choices=list(CHECKPOINTS), default=list(CHECKPOINTS))
     names = list(dict.fromkeys(case.name for case in all_cases([])))
     parser.add_argument("--cases", nargs="+", choices=names, default=names, metavar="CASE", help=", ".join(names))
-    parser.add_argument("--steps", type=arguments.steps, help="number of sampling steps (default: of each checkpoint)")
-    parser.add_argument("--minutes", type=arguments.integer(), default=13, help="no case starts after this time")
+    parser.add_argument("--steps", type=arguments.steps, help="number of sampling steps (default: see CHECKPOINTS)")
+    parser.add_argument(
+        "--minutes", type=arguments.integer(), default=13, help="minutes after which no case is started"
+    )
     parser.add_argument("--tiny", action="store_true", help="reduce the networks, in order to test this benchmark")
     parser.add_argument("--json", type=arguments.output_file, help="file to write the results to, after every case")
     parser.add_argument("--write", action="store_true", help="store the times that plan=true uses")

@@ -6,7 +6,8 @@ For each model that ships with the repository, each precision and each batch siz
 - ``on CPU``: latent MSE of the same reconstruction on the CPU in float32;
 - ``syncs/step``: number of device synchronizations per inversion step;
 - ``seconds``: duration of an inversion;
-- ``ratio``: ratio of this duration to the duration of the network calls alone (see :mod:`benchmarks.inversion`).
+- ``ratio``: ratio of the duration of an inversion to the duration of its network calls alone (see
+  :mod:`benchmarks.inversion`).
 
 ``--compile`` compiles the network, with CUDA graphs on CUDA. The exit status is 1 if the latent MSE on the device is
 too large, and 2 if the device does not exist.
@@ -30,7 +31,7 @@ STEPS = {"emoji": 10, "emoji_lcm": 4, "emoji_flow": 10}
 PROMPT = "a drawing of a camel"
 MAX_ERROR_RATIO = 10.0  # maximum of (latent MSE on the device - rounding error) / latent MSE on the CPU
 ROUNDING_MSE = {"float32": 1e-5, "bfloat16": 1e-1, "float16": 1e-2}
-"""Latent MSE that is accepted because of rounding errors, for each precision."""
+"""Latent MSE that rounding errors may cause in each precision."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class RoundTripResult:
 
 
 def round_trip(model: LatentDiffusion, steps: int, batch: int) -> RoundTripResult:
-    """Sample latents, invert them to seeds, and sample again from these seeds."""
+    """Sample latents, invert the latents to seeds, and sample again from the inverted seeds."""
     schedule, predictor = model.schedule(steps), model.predictor([PROMPT] * batch)
     with torch.no_grad():
         z0 = model.sample(model.noise(range(batch), seed=0), predictor, schedule)
@@ -58,7 +59,7 @@ def round_trip(model: LatentDiffusion, steps: int, batch: int) -> RoundTripResul
 
 
 def _count_syncs(device: torch.device, work: Callable[[], Inversion]) -> tuple[Inversion, int | None]:
-    """Run ``work``; return its result and the number of device synchronizations (None without CUDA)."""
+    """Run ``work``; return its result and the number of device synchronizations, or None if the device is not CUDA."""
     if device.type != "cuda":
         return work(), None
     torch.cuda.set_sync_debug_mode("warn")

@@ -1,19 +1,19 @@
-"""Measure the time that inversion methods add to their network calls: ``python -m benchmarks.inversion``.
+"""Measure how much time inversion methods need beyond their network calls: ``python -m benchmarks.inversion``.
 
-A *bare call* is a call of the network by the benchmark itself, outside of the inversion method. For each method, batch
-size and number of steps, the output contains:
+A *bare call* is a call of the network by the benchmark, outside of the inversion method. For each method, batch size
+and number of steps, the output contains:
 
 - ``nfe`` and ``backward``: number of forward and backward network evaluations per step and sample;
 - ``seconds``: duration of the inversion;
 - ``ratio``: ratio of the duration of the inversion to the duration of ``nfe`` bare calls per step with the full batch;
-- ``of calls``: ratio of the duration of the inversion to the duration of bare calls with the batch sizes of the calls
-  in the inversion, which decrease when samples converge;
+- ``of calls``: ratio of the duration of the inversion to the duration of bare calls with the same batch sizes as in the
+  inversion. The batch sizes decrease during the inversion, because converged samples are removed from the batch;
 - ``MiB``: peak memory during the inversion minus the memory of the loaded model.
 
 Backward passes are part of the duration of the inversion, but bare calls have no backward pass. Before each network
-call of the inversion, a bare call with the same batch size is measured, so that both calls are measured under the same
-load of the machine. The duration of the bare calls is subtracted from the duration of the inversion. Each combination
-of method, batch size and number of steps runs in a new process.
+call of the inversion, a bare call with the same batch size is measured under the same load of the machine. The duration
+of the bare calls is subtracted from the duration of the inversion. Each combination of method, batch size and number of
+steps runs in a new process.
 
     python -m benchmarks.inversion --methods accelerated aidi --batches 1 8 64 --steps 4 50
     python -m benchmarks.inversion --model emoji_lcm --methods accelerated --batches 1 8 --steps 4
@@ -76,7 +76,7 @@ class BareCallTimer:
         denoiser: the denoiser that is called.
         latents: inputs of the bare calls, ``[B,C,h,w]``.
         calls: batch size and duration in seconds of each bare call.
-        overheads: duration in seconds of the bare calls, including a warm-up call, before each network call.
+        overheads: total duration in seconds of the bare calls before each network call, including a warm-up call.
     """
 
     denoiser: Denoiser
@@ -139,10 +139,11 @@ def load(name: str, device: str, dtype: str) -> LatentDiffusion:
 
 
 def measure(case: Case, model: LatentDiffusion | None = None) -> dict[str, float]:
-    """Measure one inversion of sampled latents. A warm-up inversion of two steps precedes the measurement.
+    """Measure one inversion of sampled latents, after a warm-up inversion of two steps.
 
     Args:
-        model: the loaded model of ``case``; None: the model is loaded.
+        case: settings of the measurement.
+        model: the model of ``case``; None if the model has to be loaded.
     """
     model = model or load(case.model, case.device, case.dtype)
     before = _peak(model.device)
@@ -175,7 +176,7 @@ def _now(device: torch.device) -> float:
 
 
 def _peak(device: torch.device) -> int:
-    """Return the peak memory of the GPU, or of this process if the device is a CPU, in bytes."""
+    """Return the peak memory in bytes of the GPU, or of this process if the device is a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
@@ -194,7 +195,7 @@ def main() -> None:
     parser.add_argument("--device", type=arguments.device, default=arguments.default_device())
     parser.add_argument("--dtype", choices=arguments.DTYPES, default="float32")
     options = parser.parse_args()
-    model = load(options.model, "cpu", options.dtype)  # before the first measurement, which runs in a new process
+    model = load(options.model, "cpu", options.dtype)  # reports an invalid model before the first measurement
     for steps in options.steps:
         model.schedule(steps)
     print(f"{'method':20s} {'batch':>5s} {'steps':>5s} {'nfe':>11s} {'backward':>8s} {'seconds':>8s} "

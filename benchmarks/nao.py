@@ -1,9 +1,11 @@
 """Measure how long NAO takes to compute a centroid of seeds: ``python -m benchmarks.nao``.
 
-For each number of seeds, number of components per seed and batch size, the output contains the median wall time and the
-median CPU time per centroid in milliseconds, including the computation of the points of all paths. ``ratio`` is the CPU
-time of the published procedure divided by the CPU time of this project. The published procedure optimizes the K points
-of each path by gradient descent in all d dimensions of seed space.
+A centroid is a kind of average of seeds (initial latents), which is computed together with the paths from the centroid
+to the seeds. For each number of seeds, number of components per seed and batch size, the output contains:
+
+- ``wall ms`` and ``CPU ms``: median wall time and median CPU time per centroid and its paths, in milliseconds;
+- ``ratio``: CPU time of the published procedure divided by the CPU time of this project. The published procedure
+  optimizes all points of the paths by gradient descent.
 
     python -m benchmarks.nao --seeds 5 --sizes 16384 --batches 1 32
 """
@@ -25,9 +27,11 @@ from nao.radial_metric import MIN_COMPONENTS
 
 
 def time_call(call: Callable[[], object], repeats: int) -> tuple[float, float]:
-    """Return the median wall time and the median CPU time of ``repeats`` calls, in milliseconds.
+    """Return the median wall time and the median CPU time of a function call, in milliseconds.
 
-    If ``repeats`` is above 1, a warm-up call precedes the timed calls.
+    Args:
+        call: the function.
+        repeats: number of timed calls. If ``repeats`` is above 1, a warm-up call precedes the timed calls.
     """
     if repeats > 1:
         call()
@@ -41,9 +45,11 @@ def time_call(call: Callable[[], object], repeats: int) -> tuple[float, float]:
 
 
 def measure(n: int, d: int, batch: int, *, num_points: int, repeats: int, iterations: int) -> dict[str, float]:
-    """Measure how long the computation of centroids of ``n`` seeds with ``d`` components takes.
+    """Measure how long the computation of centroids of seeds takes.
 
     Args:
+        n: number of seeds per centroid.
+        d: number of components per seed.
         batch: number of centroids that are computed in one call.
         num_points: number of points per path.
         repeats: number of timed calls.
@@ -60,7 +66,7 @@ def measure(n: int, d: int, batch: int, *, num_points: int, repeats: int, iterat
 
 
 def size(text: str) -> int:
-    """Convert ``text`` to the number of components of a seed with 4 square channels."""
+    """Convert ``text`` to the number of components of a seed, which must be 4 times a square number."""
     value = arguments.integer(MIN_COMPONENTS)(text)
     if value != 4 * math.isqrt(value // 4) ** 2:
         raise argparse.ArgumentTypeError(f"must be 4 times a square number, got {text!r}.")

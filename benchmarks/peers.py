@@ -1,18 +1,18 @@
 """Compare the speed of this project with plain loops that compute the same methods: ``python -m benchmarks.peers``.
 
 Each pair consists of two implementations that compute the same result with the same network. ``ours`` is the
-implementation in this project. ``theirs`` is diffusers' scheduler, or a loop that is written from the paper of the
-method and contains only the method. Both run in one process, one after the other in alternating order. For each pair
-and batch size, the output contains:
+implementation in this project. ``theirs`` is a scheduler of diffusers, or a plain loop that follows the paper of the
+method. The two implementations run in one process, in alternating order. For each pair and batch size, the output
+contains:
 
 - ``theirs ms`` and ``ours ms``: median CPU time of ``theirs`` and ``ours`` per image, in milliseconds;
-- ``theirs / ours``: median ratio of the CPU times of two consecutive runs; if the ratio is above 1, this project is
+- ``theirs / ours``: median ratio of the CPU times of two consecutive runs. If the ratio is above 1, this project is
   faster;
 - ``evaluations``: number of network evaluations per image, which must be equal for ``theirs`` and ``ours``;
 - ``difference``: maximum absolute difference of the two results.
 
-Like the published code, the loops process one image after the other; diffusers' scheduler processes the batch. Use one
-thread (``OMP_NUM_THREADS=1``) and a machine without other load.
+Like the published code, the plain loops process one image after the other. The scheduler of diffusers processes the
+whole batch. Use one thread (``OMP_NUM_THREADS=1``) and a machine without other load.
 
     OMP_NUM_THREADS=1 python -m benchmarks.peers --batches 1 4 --repeats 15 --json peers.json
 """
@@ -54,8 +54,9 @@ class Pair:
     """Two implementations that compute the same result with the same network.
 
     Attributes:
-        network: the network that both implementations call; the rows of its inputs are counted.
-        theirs, ours: functions that compute the result.
+        network: the network that both implementations call, whose evaluations are counted.
+        theirs: function that computes the result with the other implementation.
+        ours: function that computes the result with this project.
     """
 
     network: torch.nn.Module
@@ -65,7 +66,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class PairTiming:
-    """Measured times of a pair. The docstring of the module describes the attributes."""
+    """Measured times of a pair of implementations. The docstring of the module describes the attributes."""
 
     pair: str
     batch: int
@@ -80,7 +81,7 @@ class PairTiming:
 
 @dataclass(frozen=True)
 class Inputs:
-    """The inputs of the inversion pairs: a model, latents ``z0 [B,C,h,w]`` and the number of steps."""
+    """The inputs of an inversion: a model, clean latents ``z0 [B,C,h,w]`` and the number of steps."""
 
     model: LatentDiffusion
     z0: Tensor
@@ -105,12 +106,12 @@ class Inputs:
         return Pair(self.model.pipeline.unet, theirs, lambda: ours().seed)
 
     def plain_loop(self, step: Callable[..., Tensor]) -> Callable[[], Tensor]:
-        """Return a function that loops over images and inversion steps.
+        """Return a function that inverts the images one after the other, in a loop over the steps.
 
-        ``step(y, z_s, a, b, t)`` computes the noisier latent ``z_t``.
-
-        ``y(z)`` is the prediction of the network for the latent ``z`` at timestep ``t``. The step equation is
-        ``z_t = a z_s + b y(z_t)``.
+        Args:
+            step: function ``step(y, z_s, a, b, t)`` that solves the equation ``z_t = a z_s + b y(z_t)`` of one
+                inversion step for the noisier latent ``z_t``. The function ``y`` returns the prediction of the network
+                at timestep ``t``, ``z_s`` is the cleaner latent, and ``a`` and ``b`` are coefficients.
         """
         unet = self.model.pipeline.unet
         text = self._text()
@@ -135,7 +136,7 @@ class Inputs:
 
 
 def ddim(batch: int, steps: int) -> Pair:
-    """DDIM inversion of this project, and a loop with diffusers' ``DDIMInverseScheduler``."""
+    """Return the pair for DDIM inversion: this project, and a loop with ``DDIMInverseScheduler`` of diffusers."""
     inputs = Inputs.sampled(batch, steps)
     unet = inputs.model.pipeline.unet
     text = inputs._text()
@@ -154,7 +155,7 @@ def ddim(batch: int, steps: int) -> Pair:
 
 
 def fixed_point(batch: int, steps: int) -> Pair:
-    """The fixed-point iteration with 5 evaluations per step (AIDI, Pan et al. 2023)."""
+    """Return the pair for a fixed-point iteration with 5 evaluations per step (AIDI, Pan et al. 2023)."""
 
     def step(y: Callable[[Tensor], Tensor], z_s: Tensor, a: Tensor, b: Tensor, t: Tensor) -> Tensor:
         z = z_s
@@ -167,7 +168,7 @@ def fixed_point(batch: int, steps: int) -> Pair:
 
 
 def renoise(batch: int, steps: int) -> Pair:
-    """ReNoise (Garibi et al. 2024, Algorithm 1) with default numbers of evaluations and default averaging windows."""
+    """Return the pair for ReNoise (Garibi et al. 2024, Algorithm 1) with default settings."""
     settings = ReNoise(tolerance=0)
 
     def step(y: Callable[[Tensor], Tensor], z_s: Tensor, a: Tensor, b: Tensor, t: Tensor) -> Tensor:
@@ -186,9 +187,9 @@ def renoise(batch: int, steps: int) -> Pair:
 
 
 def reno(batch: int, steps: int) -> Pair:
-    """ReNO (Eyring et al. 2024), which optimizes seeds of a few-step model for a reward and a penalty of the norm."""
+    """Return the pair for ReNO (Eyring et al. 2024), which optimizes seeds for a reward and a penalty of the norm."""
     model = load("emoji_lcm", "cpu", "float32")
-    # The gradients of assets/models/clip change much with rounding errors, which several updates amplify.
+    # assets/models/clip is not used, because its gradients are sensitive to rounding errors.
     clip = ClipFeatures.from_pretrained(
         project_path("assets/models/clip_score"), device="cpu", dtype=torch.float32, local_files_only=True
     )
@@ -249,7 +250,7 @@ PAIRS = {"ddim": ddim, "fixed_point": fixed_point, "renoise": renoise, "reno": r
 
 
 def count_evaluations(network: torch.nn.Module, run: Callable[[], Tensor]) -> tuple[Tensor, int]:
-    """Return the result of ``run`` and the number of rows that ``network`` processes during ``run``."""
+    """Return the result of ``run``, and the number of evaluations of ``network`` during ``run``."""
     rows: list[int] = []
     handle = network.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
     try:
@@ -260,7 +261,7 @@ def count_evaluations(network: torch.nn.Module, run: Callable[[], Tensor]) -> tu
 
 
 def measure(name: str, batch: int, steps: int, repeats: int) -> PairTiming:
-    """Measure the pair ``name``. A first run of both implementations counts the evaluations and is the warm-up."""
+    """Measure a pair of implementations. The first run of each implementation counts evaluations and is not timed."""
     pair = PAIRS[name](batch, steps)
     theirs, theirs_evaluations = count_evaluations(pair.network, pair.theirs)
     ours, ours_evaluations = count_evaluations(pair.network, pair.ours)
@@ -300,7 +301,7 @@ def table(timings: Sequence[PairTiming]) -> str:
 
 
 def main() -> int:
-    """Print the table; the exit status is 1 if the numbers of network evaluations of a pair differ."""
+    """Print the table. The exit status is 1 if the numbers of network evaluations of a pair differ."""
     parser = arguments.Arguments(__doc__)
     parser.add_argument("--pairs", nargs="+", choices=list(PAIRS), default=list(PAIRS))
     parser.add_argument("--batches", nargs="+", type=arguments.integer(), default=(1, 4))

@@ -1,9 +1,8 @@
-"""Pipelines with the architectures of public checkpoints and random weights, which are built on a device.
+"""Pipelines with the architectures of public checkpoints and random weights, for measurements of speed and memory.
 
-The speed and the memory of a network do not depend on its weights. The configs are those of the files ``config.json``
-of the public checkpoints; ``tests/benchmarks/test_random_checkpoints.py`` compares the numbers of weights with the
-published numbers. The tokenizers know only letters, but pad prompts to the length of the real tokenizers. No file is
-read or written.
+The speed and the memory of a network do not depend on its weights. The configs are copied from the files
+``config.json`` of the public checkpoints. The tokenizers know only letters, but pad prompts to the length of the real
+tokenizers. No file is read or written.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ class Component:
     Attributes:
         name: name of the class in diffusers or, for text encoders, in transformers.
         config: config of the public checkpoint.
-        tiny: changes of ``config`` for a network that a CPU evaluates in milliseconds.
+        tiny: entries that replace entries of ``config`` for a small network, which a CPU evaluates in milliseconds.
     """
 
     name: str
@@ -62,14 +61,13 @@ class Checkpoint:
     Attributes:
         hub_id: id of the checkpoint on the Hugging Face Hub.
         pipeline: name of the pipeline class of diffusers.
-        network: the network that predicts noise or velocity, with its name in the pipeline.
+        network: name in the pipeline and architecture of the network that predicts noise or velocity.
         vae: the autoencoder.
         text_encoders: the text encoders by name.
         scheduler: name of the scheduler class and its config.
-        tokenizers: functions from the size of the vocabulary to a tokenizer, by name; ``tokenizer_2`` belongs to
-            ``text_encoder_2``.
-        steps: number of sampling steps that the authors recommend for distilled checkpoints; otherwise 20.
-        options: further arguments of the pipeline.
+        tokenizers: functions that create a tokenizer with a given size of the vocabulary, by the name of the tokenizer.
+        steps: number of sampling steps that the authors of a distilled checkpoint recommend; 20 for other checkpoints.
+        options: additional arguments of the pipeline class.
     """
 
     hub_id: str
@@ -84,11 +82,11 @@ class Checkpoint:
 
     @property
     def is_turbo(self) -> bool:
-        """Whether the checkpoint is distilled to one to four steps."""
+        """Whether the checkpoint is distilled to at most four sampling steps."""
         return self.steps <= 4
 
     def build(self, device: str | torch.device, dtype: torch.dtype, *, tiny: bool = False) -> LatentDiffusion:
-        """Return the model with random weights on ``device``; ``tiny`` reduces width, depth and image size."""
+        """Return the model with random weights on ``device``. If ``tiny``, the networks and the images are small."""
         previous = torch.get_default_dtype()
         torch.set_default_dtype(dtype)
         try:
@@ -118,7 +116,7 @@ class Checkpoint:
 
 
 def randomize(network: nn.Module) -> nn.Module:
-    """Replace the matrices of ``network`` by random numbers; a few classes create them without values or as zeros."""
+    """Replace the matrices of ``network`` by random numbers, because some classes initialize them with zeros."""
     with torch.no_grad():
         for weight in network.parameters():
             if weight.ndim > 1:
@@ -127,32 +125,32 @@ def randomize(network: nn.Module) -> nn.Module:
 
 
 def count_weights(component: Component) -> int:
-    """Return the number of weights of the network with the public config, without allocating memory."""
+    """Return the number of weights of the network at its full size, without allocating memory."""
     with torch.device("meta"):
         return sum(weight.numel() for weight in component.build(tiny=False).parameters())
 
 
 def _filled(words: list[str], size: int) -> list[str]:
-    """Return ``words`` followed by words that no prompt contains, ``size`` words in all."""
+    """Return a vocabulary of ``size`` words: ``words``, followed by words that no prompt contains."""
     return words + [chr(0x10000 + k) for k in range(size - len(words))]
 
 
 def clip_tokenizer(size: int) -> CLIPTokenizer:
-    """Return a tokenizer of ``size`` tokens, letters among them, which pads prompts to 77 tokens as CLIP's does."""
+    """Return a tokenizer with a vocabulary of ``size`` tokens, which pads prompts to 77 tokens, as for CLIP."""
     letters = [f"{letter}</w>" for letter in string.ascii_lowercase]
     words = [*_filled([*string.ascii_lowercase, *letters], size - 2), "<|startoftext|>", "<|endoftext|>"]
     return CLIPTokenizer(vocab={word: k for k, word in enumerate(words)}, merges=[], model_max_length=77)
 
 
 def t5_tokenizer(size: int) -> T5TokenizerFast:
-    """Return a tokenizer of ``size`` tokens: letters and the special tokens of T5."""
+    """Return a tokenizer with a vocabulary of ``size`` tokens, which include letters and the special tokens of T5."""
     special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0)]
     words = _filled(list(string.ascii_lowercase), size - len(special))
     return T5TokenizerFast(vocab=special + [(word, -3.0) for word in words], extra_ids=0, model_max_length=512)
 
 
 def chat_tokenizer(size: int) -> PreTrainedTokenizerFast:
-    """Return a tokenizer of ``size`` tokens, letters among them, with a chat template as that of Qwen."""
+    """Return a tokenizer with a vocabulary of ``size`` tokens and a chat template like that of Qwen."""
     words = _filled(["<pad>", "<unk>", " ", *string.ascii_lowercase], size)
     tokenizer = Tokenizer(models.WordLevel({word: k for k, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
@@ -556,4 +554,4 @@ CHECKPOINTS = {
         options={"add_watermarker": False},
     ),
 }
-"""The checkpoints of ``benchmarks.full_size``, the most important first."""
+"""The architectures of ``benchmarks.full_size``, in the order in which they are measured."""

@@ -1,12 +1,12 @@
 """Measure how a run scales with the number of processes and devices: ``python -m benchmarks.scaling``.
 
-The first part runs real units in 1, 2, ... processes, each pinned to one CPU core, and prints units per second of CPU
-time and core. A unit is an inversion of one image by a model that ships with the repository.
+The first part of the benchmark inverts images in 1, 2, ... processes, each on one CPU core. A unit (piece of work) is
+the inversion of one image. The output contains the number of units per second of CPU time.
 
-The second part simulates up to 64 devices. All devices run the real queue and the real leases on real files, but on a
-virtual clock: a unit takes ``--unit-seconds``, and each file operation takes ``--latency-ms``, the latency of a shared
-file system. ``efficiency`` is the duration of the units alone, divided by the number of devices and by the duration of
-the simulated run. ``--run`` simulates the unit times that were measured in the folder of a finished run.
+The second part simulates a run on up to 64 devices. The simulation uses the code and the files of a real run, but a
+virtual clock. On the virtual clock, a unit takes ``--unit-seconds`` seconds, and a file operation on the shared file
+system takes ``--latency-ms`` milliseconds. With ``--run``, the durations of units are read from the folder of a
+finished run. The output contains the ``efficiency``, which is the share of the time in which the devices compute units.
 
     OMP_NUM_THREADS=1 python -m benchmarks.scaling --processes 1 2 --devices 1 8 16 32 64 --figure scaling.png
 """
@@ -46,14 +46,19 @@ from rnri import anderson_inverter
 
 DEVICES_PER_MACHINE = 8
 FILE_FUNCTIONS = ((os, "stat"), (os, "mkdir"), (os, "rename"), (io, "open"))
-"""The functions through which leases, heartbeats and units use files; each call counts as one file operation."""
+"""The functions through which the distribution of work uses files. Each call counts as one file operation."""
 NO_TIMEOUT_S = 1e9
-"""No device dies in a simulation, in which heartbeats have no virtual time."""
+"""Interval and timeout of heartbeats in a simulation, so large that no simulated device counts as dead."""
 
 
 @dataclass(frozen=True)
 class ProcessResult:
-    """Measured speed: ``processes`` processes, each on its own core, compute ``units_per_second`` units per core."""
+    """Measured speed of several processes, each of which runs on one CPU core.
+
+    Attributes:
+        processes: number of processes.
+        units_per_second: number of units per second of CPU time.
+    """
 
     processes: int
     units_per_second: float
@@ -65,12 +70,12 @@ class SimulationResult:
 
     Attributes:
         devices: number of devices.
-        unit_seconds: mean duration of a unit.
-        latency_ms: latency of a file operation.
+        unit_seconds: mean duration of a unit (piece of work), in seconds.
+        latency_ms: duration of a file operation, in milliseconds.
         units: number of units.
-        seconds: duration of the run.
-        efficiency: share of the time in which the devices compute.
-        operations: number of file operations of all devices per unit.
+        seconds: duration of the run, in seconds.
+        efficiency: share of the time in which the devices compute units.
+        operations: number of file operations per unit.
     """
 
     devices: int
@@ -83,7 +88,10 @@ class SimulationResult:
 
 
 class VirtualClock:
-    """A clock for threads that run one at a time: ``sleep`` lets the thread with the smallest time continue."""
+    """A simulated clock for several threads, of which only one runs at a time.
+
+    If a thread calls :meth:`sleep`, the thread that has to wake up first continues.
+    """
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -93,7 +101,7 @@ class VirtualClock:
         self._numbers: dict[int, int] = {}
 
     def run(self, functions: Sequence[Callable[[], None]]) -> float:
-        """Run each function in a thread; return the virtual time at which the last function ends."""
+        """Run each function in its own thread; return the simulated time at which the last function ends."""
         errors: list[BaseException] = []
 
         def body(function: Callable[[], None], ready: threading.Event) -> None:
@@ -120,14 +128,14 @@ class VirtualClock:
         return self.now
 
     def sleep(self, seconds: float) -> None:
-        """Continue the calling thread after ``seconds`` of virtual time."""
+        """Pause the calling thread for ``seconds`` of simulated time."""
         ready = threading.Event()
         heapq.heappush(self._waiting, (self.now + seconds, self._numbers[threading.get_ident()], ready))
         self._continue_next()
         ready.wait()
 
     def is_simulated(self) -> bool:
-        """Return whether the calling thread runs on this clock."""
+        """Return whether the calling thread was started by :meth:`run`."""
         return threading.get_ident() in self._numbers
 
     def _continue_next(self) -> None:
@@ -138,7 +146,7 @@ class VirtualClock:
 
 @contextmanager
 def with_latency(clock: VirtualClock, latency: float) -> Iterator[None]:
-    """Let each file operation of a simulated device take ``latency`` seconds of virtual time."""
+    """Context manager in which a file operation of a simulated device takes ``latency`` seconds of simulated time."""
 
     def slow(function: Callable[..., Any]) -> Callable[..., Any]:
         def call(path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -161,7 +169,7 @@ def with_latency(clock: VirtualClock, latency: float) -> Iterator[None]:
 
 
 class FileUnits(UnitDataModule):
-    """Units whose results are empty files in ``folder``."""
+    """Data module of units (pieces of work) whose results are empty files in ``folder``."""
 
     def __init__(self, names: Sequence[str], folder: Path) -> None:
         progress: Any = SimpleNamespace(begin=lambda _: None, finish=lambda *_: None, set_stage=lambda _: None)
@@ -177,9 +185,13 @@ class FileUnits(UnitDataModule):
 
 
 def claim(data: FileUnits, leases: Path, machine: str | None, compute: Callable[[str], object]) -> int:
-    """Compute the units that this process or device acquires; return their number.
+    """Compute units until all units are finished; return the number of units that this process or device computed.
 
-    ``machine`` is the name of a simulated machine, or None for this machine.
+    Args:
+        data: the units (pieces of work).
+        leases: folder of the leases, by which processes agree on who computes what.
+        machine: name of a simulated machine; None for this machine.
+        compute: function that computes a unit.
     """
     manager = LeaseManager(leases, NO_TIMEOUT_S if machine else 3.0, NO_TIMEOUT_S if machine else 45.0)
     if machine is not None:
@@ -196,7 +208,13 @@ def claim(data: FileUnits, leases: Path, machine: str | None, compute: Callable[
 
 
 def simulate(devices: int, unit_seconds: Sequence[float], latency_ms: float) -> SimulationResult:
-    """Simulate a run of units that take ``unit_seconds`` on ``devices`` devices, eight per machine."""
+    """Simulate a run on several devices.
+
+    Args:
+        devices: number of devices; each simulated machine has eight devices.
+        unit_seconds: duration of each unit (piece of work), in seconds.
+        latency_ms: duration of a file operation, in milliseconds.
+    """
     clock = VirtualClock()
     with tempfile.TemporaryDirectory() as folder:
         units = Path(folder) / "units"
@@ -219,7 +237,13 @@ def simulate(devices: int, unit_seconds: Sequence[float], latency_ms: float) -> 
 
 
 def measure_processes(processes: int, units: int, steps: int) -> ProcessResult:
-    """Compute ``units`` real units per process in ``processes`` pinned processes."""
+    """Measure how many inversions several processes compute per second, each on one CPU core.
+
+    Args:
+        processes: number of processes.
+        units: number of inversions per process.
+        steps: number of inversion steps.
+    """
     model = load("emoji", "cpu", "float32")
     predictor = model.predictor(["a drawing of a camel"])
     schedule = model.schedule(steps)
@@ -251,7 +275,9 @@ def measure_processes(processes: int, units: int, steps: int) -> ProcessResult:
 
 
 def measured_unit_seconds(run: Path) -> list[float]:
-    """Return the seconds between the times at which the units of a finished run were written, the first unit left out.
+    """Return the durations in seconds of the units (pieces of work) of a finished run.
+
+    The duration of a unit is the time between its file and the previous file, so that the first unit is omitted.
 
     Raises:
         ValueError: the folder has fewer than three units.
@@ -263,7 +289,7 @@ def measured_unit_seconds(run: Path) -> list[float]:
 
 
 def draw(results: Sequence[SimulationResult], path: Path) -> None:
-    """Draw the efficiency over the number of devices, one line per unit time and latency."""
+    """Draw the efficiency over the number of devices, with one line per duration of a unit and file latency."""
     figure, axes = figures.plt.subplots(figsize=(6.4, 3.6))
     for unit_seconds, latency in dict.fromkeys((r.unit_seconds, r.latency_ms) for r in results):
         line = [r for r in results if (r.unit_seconds, r.latency_ms) == (unit_seconds, latency)]
@@ -292,7 +318,7 @@ def positive(text: str) -> float:
 
 @dataclass
 class Results:
-    """All results of the command."""
+    """The results of the two parts of the benchmark."""
 
     processes: list[ProcessResult] = field(default_factory=list)
     simulations: list[SimulationResult] = field(default_factory=list)
@@ -306,7 +332,7 @@ def main() -> None:
     parser.add_argument("--devices", nargs="*", type=arguments.integer(), default=(1, 8, 16, 32, 64))
     parser.add_argument("--unit-seconds", nargs="+", type=positive, default=(1.0, 10.0))
     parser.add_argument("--latency-ms", nargs="+", type=positive, default=(1.0, 10.0))
-    parser.add_argument("--run", type=Path, help="folder of a finished run, whose unit times are simulated")
+    parser.add_argument("--run", type=Path, help="folder of a finished run from which durations of units are read")
     parser.add_argument("--json", type=arguments.output_file, help="file to write the results to")
     parser.add_argument("--figure", type=arguments.output_file, help="file to draw the efficiency to")
     options = parser.parse_args()

@@ -1,14 +1,16 @@
-"""Measure the memory of SeedSelect, and the time it adds to its network calls: ``python -m benchmarks.seedselect``.
+"""Measure the memory of SeedSelect, and its time beyond the network calls: ``python -m benchmarks.seedselect``.
 
-For each gradient mode, batch size and number of steps, the output contains the duration of an iteration in seconds, the
-``ratio`` of this duration to the duration of the bare network calls, and the peak memory of the tensors that an
-iteration allocates.
+For each gradient mode, batch size and number of steps, the output contains:
 
-The *bare* network calls are the network calls of one iteration, executed without SeedSelect: the UNet once per sampling
-step, or twice if gradient checkpointing recomputes the step, and the decoder and CLIP once per latent in the loss. A
-bare call has a backward pass if the call in the iteration has a backward pass. The bare calls are timed immediately
-before and after the iterations. On a CPU, durations are CPU times, and the memory does not include temporary buffers
-inside PyTorch's operators.
+- ``s/iteration``: duration of an iteration in seconds;
+- ``ratio``: ratio of the duration of the iterations to the duration of their bare calls;
+- ``MiB``: peak memory of the tensors that an iteration allocates.
+
+The *bare calls* are the network calls of SeedSelect, executed without SeedSelect. The U-Net is called once per sampling
+step, or twice if gradient checkpointing recomputes the step. The decoder and CLIP are called once per latent in the
+loss. A bare call has a backward pass if the call in SeedSelect has a backward pass. The bare calls are timed
+immediately before and after SeedSelect. On a CPU, durations are CPU times, and the memory does not include temporary
+buffers inside the operators of PyTorch.
 
     python -m benchmarks.seedselect --modes full checkpoint last5 --batches 1 8 --steps 10 20 50
 """
@@ -39,7 +41,7 @@ MEBIBYTE = 2**20
 
 
 class TensorMemory(TorchDispatchMode):
-    """Context that measures the peak memory of the tensors that are created inside the context.
+    """Context manager that measures the peak memory of the tensors that are created in the ``with`` block.
 
     Attributes:
         peak: maximum total size of the tensors that existed at the same time, in bytes.
@@ -79,7 +81,7 @@ class Case:
 
     Attributes:
         mode: ``full`` for the gradient through all sampling steps, ``checkpoint`` for the same gradient with gradient
-            checkpointing, or ``lastK`` for the gradient through the last K sampling steps, such as ``last5``.
+            checkpointing, or ``lastK`` for the gradient through the last K sampling steps. Example: ``last5``.
         batch: batch size.
         steps: number of sampling steps.
         guidance: guidance scale.
@@ -125,9 +127,9 @@ class Bench:
         )
 
     def time_bare_calls(self) -> dict[str, float]:
-        """Return the durations in seconds of bare calls of the UNet ("unet"), and of the decoder and CLIP ("loss").
+        """Return the durations in seconds of calls of the U-Net ("unet"), and of the decoder and CLIP ("loss").
 
-        Each network is timed without a backward pass ("forward") and with a backward pass ("both").
+        Each call is timed without a backward pass ("forward") and with a backward pass ("both").
         """
         t, z = self.schedule.timestep(len(self.schedule) // 2), self.seeds.double()
         networks = {"unet": lambda x: self.predictor(x, t), "loss": lambda x: self.clip(self.model.decode(x))}
@@ -146,20 +148,21 @@ class Bench:
         return statistics.median(times)
 
     def now(self) -> float:
-        """Return the current time in seconds: the wall time on a GPU, or the CPU time of this process on a CPU.
+        """Return the wall time in seconds, or the CPU time of this process if the device is a CPU.
 
-        CPU time depends less on the load by other processes.
+        CPU time depends less than wall time on the load by other processes.
         """
         synchronize(self.model.device)
         return time.process_time() if self.model.device.type == "cpu" else time.perf_counter()
 
     def bare_seconds(self, bare: dict[str, float], iterations: int) -> float:
-        """Return the duration in seconds of the bare calls that correspond to a run of SeedSelect.
+        """Return the duration in seconds of all network calls in a run of SeedSelect.
 
-        The run consists of ``iterations`` iterations and of the evaluation of the loss after the last iteration.
+        The run consists of several iterations, and of the evaluation of the loss after the last iteration.
 
         Args:
-            bare: durations of single bare calls from :meth:`time_bare_calls`.
+            bare: durations of single network calls from :meth:`time_bare_calls`.
+            iterations: number of iterations.
         """
         steps = self.case.steps
         backward = min(steps, self.case.gradient_steps or steps)
@@ -194,7 +197,7 @@ def _both(network: Callable[[Tensor], Tensor], z: Tensor) -> None:
 
 
 def measure(case: Case, model: LatentDiffusion, clip: ClipFeatures) -> dict[str, float]:
-    """Measure the memory and the duration of SeedSelect. The bare calls are timed before and after SeedSelect."""
+    """Measure the memory and the duration of SeedSelect, and the duration of its network calls."""
     bench = Bench(model, clip, case)
     memory = bench.memory()
     before = bench.time_bare_calls()
@@ -211,7 +214,7 @@ def measure(case: Case, model: LatentDiffusion, clip: ClipFeatures) -> dict[str,
 
 
 def gradient_mode(text: str) -> str:
-    """Return ``text`` if ``text`` is a valid gradient mode."""
+    """Return ``text`` if it is a valid gradient mode: ``full``, ``checkpoint``, or ``lastK`` with an integer K."""
     if text not in ("full", "checkpoint"):
         try:
             arguments.integer()(text.removeprefix("last") if text.startswith("last") else "")

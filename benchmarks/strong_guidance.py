@@ -1,10 +1,19 @@
 """Measure the errors of variants of inversion with a large guidance scale: ``python -m benchmarks.strong_guidance``.
 
-The results are in the tables of docs/results/inversion.md. The variants (candidates) are: more network evaluations,
-homotopy in the guidance scale (solving at increasing scales), several initial guesses, a stricter safeguard of the
-solver, the same number of network evaluations in all steps, a longer memory of the solver, optimization of the seed
-with Adam, and round-trip corrections. For each candidate, the output contains the PSNR, the percentage of images with a
-PSNR below 20 dB, the latent MSE (mean, median and maximum), the network evaluations per step, and the percentage of
+The results are in the tables of docs/results/inversion.md. The variants (candidates) are:
+
+- more network evaluations;
+- homotopy in the guidance scale, which solves each step at increasing guidance scales;
+- several initial guesses;
+- a stricter safeguard of the solver;
+- the same number of network evaluations in all steps;
+- a longer memory of the solver;
+- Newton's method with a Krylov solver;
+- optimization of the seed with Adam;
+- round-trip corrections.
+
+For each candidate, the output contains the PSNR, the percentage of images with a PSNR below 20 dB, and the latent MSE
+(mean, median and maximum). The output also contains the number of network evaluations per step, and the percentage of
 steps with a residual of at most 1e-6.
 
     python -m benchmarks.strong_guidance --drawings 128 --device cuda
@@ -43,9 +52,9 @@ from rnri.solvers.implicit import ImplicitStep
 
 TOLERANCE = 1e-6
 Result = tuple[Tensor, float, float]
-"""Seeds ``[B,C,h,w]``, number of network evaluations per step, and fraction of the steps that are solved."""
+"""Seeds ``[B,C,h,w]``, number of network evaluations per step, and fraction of steps with a small residual."""
 Candidate = tuple[str, Callable[[], Result]]
-"""Name of a candidate, and the function that inverts all images with this candidate."""
+"""Name of a variant of inversion, and the function that inverts all images with the variant."""
 
 
 @dataclass(frozen=True)
@@ -55,11 +64,12 @@ class GuidanceLadder:
     The solution at one guidance scale is the initial guess at the next guidance scale.
 
     Attributes:
-        predictors: one predictor for each guidance scale. The last predictor has the guidance scale of the sampler.
+        predictors: one noise predictor for each guidance scale. The last predictor has the guidance scale of the
+            sampler.
         iterations: maximum number of network evaluations per guidance scale.
         tolerance: residual below which the equation of a step counts as solved.
-        restarts: whether the equation at the last guidance scale is also solved from the initial guess and from
-            ``z_s``; the solution with the smallest residual is then returned.
+        restarts: whether the equation at the last guidance scale is also solved from two other initial guesses. If
+            True, the solution with the smallest residual is returned.
     """
 
     predictors: Sequence[NoisePredictor]
@@ -83,10 +93,7 @@ class GuidanceLadder:
 
 
 def select_better(one: Solution, other: Solution) -> Solution:
-    """Return the solution with the smaller residual for each sample.
-
-    The numbers of network evaluations in the result are those of the solution ``one``.
-    """
+    """Return the solution with the smaller residual for each sample, with the evaluation counts of ``one``."""
     is_better = other.residual < one.residual
     mask = is_better.to(one.z.device).view(-1, 1, 1, 1)
     return replace(
@@ -120,7 +127,14 @@ class Setup:
 
     @classmethod
     def load(cls, device: str, drawings: int, steps: int, guidance: float) -> Setup:
-        """Load the model, and the first ``drawings`` images of ``experiment=guidance``."""
+        """Load the emoji model, and images of the data source of ``experiment=guidance``.
+
+        Args:
+            device: PyTorch device.
+            drawings: number of images.
+            steps: number of sampling steps.
+            guidance: guidance scale of the sampler.
+        """
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
             source = instantiate(compose("train", ["experiment=guidance"]).data.source)
         concepts = select_concepts(source.concepts(), "all", ["head", "medium", "tail"], 0)
@@ -136,7 +150,7 @@ class Setup:
         return cls(model, images, z0, prompts, model.schedule(steps), guidance)
 
     def predictor(self, guidance: float | None = None) -> NoisePredictor:
-        """Return the noise predictor with a guidance scale, by default the guidance scale of the sampler."""
+        """Return the noise predictor with the guidance scale ``guidance``. Default: guidance scale of the sampler."""
         return self.model.predictor(self.prompts, guidance or self.guidance)
 
     def invert(self, inverter: Inverter) -> Result:
@@ -170,13 +184,13 @@ class Setup:
             adam.zero_grad()
             losses.sum().backward()
             adam.step()
-        # An iteration costs 4 NFE per step: 2 forward evaluations due to gradient checkpointing, and 2 for the backward
+        # An iteration takes 4 NFE per step: 2 forward passes because of gradient checkpointing, and 2 for the backward
         # pass.
         return best, nfe_per_step + 4 * iterations, solved
 
     @torch.no_grad()
     def format_row(self, name: str, seed: Tensor, nfe: float, solved: float) -> str:
-        """Sample images from the seeds of a candidate, and format the errors of the images as a row of the output."""
+        """Sample images from seeds, and format the errors of the images as a row of the output."""
         z = self.model.sample(seed, self.predictor(), self.schedule)
         error = (z.double() - self.z0.double()).square().flatten(1).mean(1).cpu()
         decibels = psnr(self.model.decode(z.float()), self.images).cpu()
@@ -191,7 +205,7 @@ GROUPS = ("nfe", "homotopy", "starts", "growth", "allocation", "memory", "newton
 
 
 def candidates(setup: Setup) -> dict[str, Iterator[Candidate]]:
-    """Return the candidates of each group in ``GROUPS``, by the name of the group."""
+    """Return the variants of inversion in each group of ``GROUPS``, by the name of the group."""
 
     def inversion(name: str, inverter: Inverter) -> Candidate:
         return name, partial(setup.invert, inverter)
@@ -242,7 +256,7 @@ def main() -> None:
     parser.add_argument("--guidance", type=arguments.guidance, default=7.5)
     parser.add_argument("--device", type=arguments.device, default=arguments.default_device())
     options = parser.parse_args()
-    torch.backends.cudnn.allow_tf32 = False  # sampling under strong guidance amplifies rounding errors
+    torch.backends.cudnn.allow_tf32 = False  # sampling with a large guidance scale amplifies rounding errors
     setup = Setup.load(options.device, options.drawings, options.steps, options.guidance)
     print(
         f"{'candidate':34s} {'PSNR':>6s} {'<20 %':>5s} {'mean MSE':>9s} {'median':>9s} {'max':>9s} {'NFE':>6s} "

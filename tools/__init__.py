@@ -1,3 +1,3 @@
-"""Tools for developers of this project. The packages of the project do not import this package."""
+"""Tools for developers of this project."""
 
-import experiments  # noqa: F401  # the terminal may lack characters of the output
+import experiments  # noqa: F401  # replaces printed characters that the terminal lacks

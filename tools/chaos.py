@@ -1,17 +1,16 @@
 """Kill random processes of a run and check the results: ``python -m tools.chaos --kills 20 --processes 3``.
 
-The option on the command line selects one of three tests:
+There are three tests:
 
-- By default, several processes share units (pieces of work), and random processes are repeatedly killed with SIGKILL
-  and replaced. The work of a unit is only to write a line to a file, so that this test covers only the leases (the
-  exclusive rights of processes to compute units).
+- By default, several processes divide units (pieces of work) among themselves, and random processes are repeatedly
+  killed with SIGKILL and replaced. To compute a unit, a process only writes a small file.
 - ``--command`` runs the default test with the experiment rare_concepts on a tiny random model.
-- ``--ddp torchrun`` and ``--ddp lightning`` run ``train.py`` with the same experiment and several ranks. One process is
-  killed. The other processes then have to exit with an error message, and the same command is run again.
+- ``--ddp torchrun`` and ``--ddp lightning`` run ``train.py`` with the experiment rare_concepts and several ranks. When
+  one process is killed, the other processes have to exit with an error message. The same command is then run again.
 
-The printed summary contains the numbers of kills, of missing units and of units that were written twice, and whether
-the results are equal to the results of a run in a single process. The exit status is 0 if the results are equal, no
-unit is missing and no unit was written twice.
+The printed summary contains the number of killed processes, of missing units and of units that were written twice. The
+summary also contains whether the results are equal to the results of a run in a single process. The exit status is 0 if
+the results are equal, no unit is missing and no unit was written twice.
 """
 
 from __future__ import annotations
@@ -43,20 +42,20 @@ EXIT_MESSAGES = (
     "Signal 9 (SIGKILL) received by PID",  # printed by torchrun
     "error: stopped by SIGTERM",  # printed by this project
 )
-"""Error messages. A process that exits because another process was killed must print one of these messages."""
+"""Error messages, one of which a run must print if it ends because a process was killed."""
 
 
 @dataclass
 class Summary:
-    """Result of a test with several independent processes that share units.
+    """Result of a test with several independent processes.
 
     Attributes:
         kills: number of processes that were killed.
         processes: number of processes that ran at the same time.
         seconds: duration of the test in seconds.
-        units: number of units.
+        units: number of units (pieces of work).
         missing: number of units that no process has written.
-        duplicates: number of units that were written again although they were on disk.
+        duplicates: number of units that were written more than once.
         results_equal: whether the results are equal to the results of a run in a single process.
     """
 
@@ -78,15 +77,14 @@ def unit_content(name: str) -> str:
 
 
 def run_worker(folder: Path, units: int, pause: float) -> None:
-    """Acquire the leases of units and write units until all units exist.
+    """Acquire leases on units and write the files of units, until the files of all units exist.
 
-    The name of each written unit is appended to a journal file.
-
-    This function does not import PyTorch, so that a process starts quickly.
+    The name of each written unit is appended to a journal file. This function does not import PyTorch, so that a
+    process starts quickly.
 
     Args:
         folder: folder of the units, the leases and the journal.
-        units: number of units.
+        units: number of units (pieces of work).
         pause: maximum duration of a unit, in seconds.
     """
     from experiments.cache.atomic import atomic_write
@@ -109,20 +107,23 @@ def run_worker(folder: Path, units: int, pause: float) -> None:
 
 
 def append_to_journal(folder: Path, name: str) -> None:
-    """Append the name of a unit to the journal file. Such a short line is written atomically."""
+    """Append the name of a unit as a line to the journal file. The operating system writes a short line atomically."""
     with open(folder / "journal", "a", buffering=1) as journal:
         journal.write(f"{name}\n")
 
 
 def run_main_job(folder: Path) -> None:
-    """Run the experiment rare_concepts with images of colored squares, including Lightning's loop and the report."""
+    """Run the experiment rare_concepts with images of colored squares, including the report."""
     from tests.experiments import tiny_configs
 
     tiny_configs.run_to_end(squares(str(folder / "run")))
 
 
 def squares(run_dir: str) -> RareConceptsExperiment:
-    """Create the experiment of ``tests/configs/experiment/squares.yaml``, which appends units to the journal."""
+    """Create the experiment of ``tests/configs/experiment/squares.yaml``.
+
+    The experiment appends the names of written units to the journal file.
+    """
     import torch
 
     from tests.experiments import tiny_configs
@@ -135,7 +136,7 @@ def squares(run_dir: str) -> RareConceptsExperiment:
 
 
 def _journal_units(folder: Path) -> None:
-    """Patch ``UnitStore.write``, so that it appends the name of each written unit to the journal file in ``folder``."""
+    """Patch ``UnitStore.write`` to append the name of each written unit to the journal file in ``folder``."""
     from experiments.cache.store import UnitStore
 
     write = UnitStore.write
@@ -187,7 +188,7 @@ def kill_and_replace(command: list[str], kills: int, processes: int, *, wait: tu
 
 
 def stress_units(folder: Path, kills: int, processes: int, *, units: int, pause: float, seed: int) -> Summary:
-    """Run the default test: kill processes that share units, where the work of a unit is to write a line to a file."""
+    """Run the default test, in which processes that write small files are killed and replaced."""
     (folder / "units").mkdir(parents=True)
     command = [sys.executable, "-m", "tools.chaos", "--work", str(folder), "--units", str(units), "--pause", str(pause)]
     seconds = kill_and_replace(command, kills, processes, wait=(0.15, 0.5), seed=seed)
@@ -206,7 +207,7 @@ def stress_units(folder: Path, kills: int, processes: int, *, units: int, pause:
 
 
 def stress_main_job(folder: Path, kills: int, processes: int, *, seed: int) -> Summary:
-    """Run the test of ``--command``: kill processes that share the units of the experiment rare_concepts.
+    """Run the test of ``--command``, in which processes of the experiment rare_concepts are killed and replaced.
 
     The results are compared with the results of a single process that runs the experiment in another folder.
     """
@@ -232,7 +233,7 @@ def stress_main_job(folder: Path, kills: int, processes: int, *, seed: int) -> S
 
 @dataclass
 class DdpSummary:
-    """Result of a test with several ranks that were started by one launcher.
+    """Result of a test with several ranks that one launcher started.
 
     Attributes:
         launcher: ``torchrun`` or ``lightning``.
@@ -241,7 +242,7 @@ class DdpSummary:
         finished: number of runs that finished.
         single_process_seconds: duration of the same run in a single process, in seconds.
         slowest_exit: maximum time in seconds from a kill to the exit of the last process of the run.
-        hanging: descriptions of the processes that did not exit after a kill.
+        hanging: descriptions of the processes that did not exit after another process was killed.
         silent: outputs of runs that exited without an error message.
         different: descriptions of the differences from the results of a run in a single process.
     """
@@ -278,12 +279,12 @@ def train_command(folder: Path, launcher: str, processes: int) -> list[str]:
 
 
 def stress_ddp(folder: Path, launcher: str, processes: int, *, kills: int, max_wait: float, seed: int) -> DdpSummary:
-    """Run the test of ``--ddp``: repeatedly kill one process of a run with several ranks and start the run again.
+    """Run the test of ``--ddp``, which repeatedly kills one process of a run with several ranks and restarts the run.
 
-    Every second kill is at a random time of at most ``max_wait`` seconds after the start; at this time, most processes
-    are still loading modules and networks. All other kills happen while units are being computed. When a run has
-    finished, its results are compared with the results of a run in a single process, and the next run starts in a new
-    folder.
+    Every second time, a process is killed at a random time of at most ``max_wait`` seconds after the start, when most
+    processes are still loading modules and networks. The other times, a process is killed while units are being
+    computed. When a run has finished, its results are compared with the results of a run in a single process, and the
+    next run starts in a new folder.
     """
     generator = random.Random(seed)
     summary = DdpSummary(launcher, processes)
@@ -314,9 +315,12 @@ def _journal(folder: Path) -> list[str]:
 
 
 def _kill_one(tree: ProcessTree, seconds: float, units: int, *, generator: random.Random, summary: DdpSummary) -> bool:
-    """Kill a random process ``seconds`` seconds after ``units`` units are written; return whether the run finished.
+    """Wait until ``units`` units are written, wait ``seconds`` seconds, and kill a random process.
 
-    The kill, the time until the exit of all processes, and errors are added to ``summary``.
+    The time until the exit of all processes, and errors of processes, are added to ``summary``.
+
+    Returns:
+        Whether the run has finished.
     """
     while tree.root.poll() is None and len(_journal(tree.folder)) < units:
         time.sleep(0.1)
@@ -345,9 +349,9 @@ def _kill_one(tree: ProcessTree, seconds: float, units: int, *, generator: rando
 def _kill_random_process(tree: ProcessTree, seconds: float, generator: random.Random) -> tuple[str, int]:
     """Kill a random process after ``seconds`` seconds.
 
-    Returns the role of the killed process and the number of the other processes.
-
-    The result is ``("", 0)`` if the run ended before the kill.
+    Returns:
+        The role of the killed process, and the number of the other processes. If the run ended before ``seconds``
+        seconds, the result is ``("", 0)``.
     """
     try:
         tree.root.wait(seconds)
@@ -362,7 +366,7 @@ def _kill_random_process(tree: ProcessTree, seconds: float, generator: random.Ra
 def _wait_for_exit(tree: ProcessTree, victim: str, summary: DdpSummary) -> None:
     """Wait until all processes of the run have exited, and kill the processes that still run at the timeout.
 
-    The timeout includes the duration of a full run, because the other ranks may finish the run after the kill.
+    The timeout includes the duration of a full run, because the surviving ranks may finish the run.
     """
     timeout = EXIT_TIMEOUT_S + summary.single_process_seconds
     deadline = time.monotonic() + timeout
@@ -376,14 +380,14 @@ def _wait_for_exit(tree: ProcessTree, victim: str, summary: DdpSummary) -> None:
 
 @dataclass(frozen=True)
 class ProcessTree:
-    """The process of a command and all processes that the command starts, also in other sessions.
+    """The process of a command, and all processes that the command starts.
 
-    The processes are identified by an environment variable that they inherit.
+    The processes are identified by an environment variable that they inherit from the process of the command.
 
     Attributes:
         root: process of the command.
         run_id: value of the environment variable ``RUN_ID_ENV`` in all processes of the command.
-        folder: parent folder of the run's folder; it contains the journal file.
+        folder: parent folder of the run's folder, which contains the journal file.
         output: file with the standard output and the standard error of the command.
     """
 
@@ -411,9 +415,9 @@ class ProcessTree:
 
 
 def _role(pid: int, run_id: str) -> str:
-    """Return the role of a process: ``torchrun`` or ``rank N``.
+    """Return the role of a process, which is ``torchrun`` or ``rank N``.
 
-    The role is an empty string if the process does not run or does not belong to the run with the id ``run_id``.
+    The role is an empty string if the process is not running or does not belong to the run with the id ``run_id``.
     """
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
@@ -430,7 +434,7 @@ def _role(pid: int, run_id: str) -> str:
 def _differences(folder: Path, single: Path) -> list[str]:
     """Return descriptions of the differences between a run and a run in a single process.
 
-    A difference is a missing unit, a unit that was written twice, or a different result.
+    A difference is a missing unit (piece of work), a unit that was written twice, or a different result.
 
     Args:
         folder: parent folder of the run's folder.

@@ -21,14 +21,14 @@ from wandb.proto import wandb_internal_pb2
 BLOCK_SIZE = 32768
 FILE_HEADER_SIZE = 7
 CHUNK_HEADER = struct.Struct("<IHB")
-"""Header of a chunk: checksum, length and type.
+"""Format of the header of a chunk in a ``.wandb`` file: checksum, length and type.
 
 A ``.wandb`` file is a LevelDB log, which consists of a file header and of blocks of chunks. A record is stored in one
 or several chunks.
 """
 FULL = 1
 LAST = 4
-"""Types of the chunks that end a record."""
+"""``FULL`` and ``LAST`` are the types of chunks that end a record."""
 
 
 def records(path: Path) -> Iterator[Any]:
@@ -62,7 +62,7 @@ def records(path: Path) -> Iterator[Any]:
 
 
 def summarize(path: Path) -> str:
-    """Return a summary of a ``.wandb`` file: the W&B run, its state, config keys, metrics, tables and images."""
+    """Return a summary of a W&B run: its name, state, config keys, metrics, tables and images."""
     header: list[str] = []
     config: list[str] = []
     metrics: dict[str, list[Any]] = {}
@@ -102,7 +102,7 @@ def _config_keys(config: Any) -> list[str]:
 def _history_row(history: Any) -> dict[str, Any]:
     """Return the values that were logged in one step, by the name of the value.
 
-    The value of a metric is a number. The value of a table or image is a dictionary of its properties.
+    The value of a metric is a number. The value of a table or an image is a dictionary.
     """
     row: dict[str, Any] = {}
     for item in history.item:
@@ -144,8 +144,8 @@ def main() -> None:
         sys.exit(f"error: {folder} contains no W&B run: run with logger=wandb logger.wandb.offline=true.")
     try:
         print("\n\n".join(map(summarize, paths)), flush=True)
-    except BrokenPipeError:  # the program that reads the output, such as `head`, has closed the pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python can then flush stdout when it exits
+    except BrokenPipeError:  # a program that reads the output, such as `head`, has closed the pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # prevents an error when Python flushes stdout
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 

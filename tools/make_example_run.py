@@ -1,8 +1,8 @@
 """Compute the run that the web page shows by default in its tab Compare: ``python -m tools.make_example_run``.
 
-The command runs ``experiment=rare_concepts`` with one image of each of five rare concepts and three arms, and writes
-the files that the page reads to ``assets/example_run``. In the stored config, paths in this repository are written as
-``${project:PATH}``, so that they are valid in every clone.
+The command runs ``experiment=rare_concepts`` with five concepts and one image per concept and arm (pipeline). The files
+that the web page reads are written to ``assets/example_run``. In the stored config, absolute paths in this repository
+are replaced by ``${project:PATH}``, so that the config is valid in every clone.
 """
 
 from __future__ import annotations

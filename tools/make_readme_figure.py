@@ -1,7 +1,7 @@
 """Create the first figure of the README: drawings, their seeds, reconstructions and edits.
 
-Run ``python -m tools.make_readme_figure``. The command also writes the drawing that the README and the guides invert,
-``docs/figures/fox.png``. The drawings are references of the corpus, on which the embedded model was not trained.
+The command is ``python -m tools.make_readme_figure``. The command also writes the drawing ``docs/figures/fox.png``,
+which the README and the guides invert. The embedded emoji model was not trained on the drawings.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Row:
 
     Attributes:
         concept: concept of the drawing in the corpus.
-        phrase: the concept in the prompt.
-        edits: pairs of a part of the prompt and its replacement.
+        phrase: words for the concept in the prompt.
+        edits: pairs of a part of the prompt and the words that replace it.
     """
 
     concept: str
@@ -49,7 +49,7 @@ ROWS = (
     Row("fox", "a fox", (("white", "pink"), ("white", "yellow"), ("a fox", "a deer"))),
     Row("hot beverage", "a hot beverage", (("white", "pink"), ("white", "yellow"), ("a hot beverage", "a cactus"))),
 )
-DESIGNER = "noto"  # license of its drawings: Apache-2.0
+DESIGNER = "noto"  # the drawings by this designer have the license Apache-2.0
 
 
 def read_drawing(concept: str) -> Image.Image:
@@ -60,7 +60,7 @@ def read_drawing(concept: str) -> Image.Image:
 
 
 def seed_image(latents: torch.Tensor) -> Image.Image:
-    """Return the first three channels of a seed ``[1,C,h,w]`` as an RGB image; values in [-3, 3] are visible."""
+    """Return the first three channels of a seed ``[1,C,h,w]`` as an RGB image. Values are clamped to [-3, 3]."""
     values = (latents[0, :3].float() / 6 + 0.5).clamp(0, 1)
     return Image.fromarray((values * 255).round().byte().permute(1, 2, 0).numpy())
 
@@ -81,7 +81,7 @@ def make_row(pipe: DiffusionPipeline, row: Row, steps: int) -> list[tuple[str, I
 
 
 def draw(rows: list[list[tuple[str, Image.Image]]], path: Path) -> None:
-    """Write the figure with the given rows of titles and images to ``path``."""
+    """Draw a figure with rows of images and their titles, and write the figure to ``path``."""
     figure, axes = figures.plt.subplots(len(rows), len(rows[0]), figsize=(1.45 * len(rows[0]), 1.8 * len(rows)))
     for line, row in zip(axes, rows, strict=True):
         for axis, (title, image) in zip(line, row, strict=True):

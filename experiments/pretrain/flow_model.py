@@ -42,8 +42,7 @@ def build_text_encoder(start: CLIPTextModel, layers: int) -> CLIPTextModelWithPr
     """Return a text encoder with ``layers`` layers, the weights of ``start``, and the identity as text projection.
 
     If ``layers`` is greater than the number of layers of ``start``, each additional layer returns its input unchanged.
-    An additional layer is useful because Stable Diffusion 3 uses the hidden states before the last layer of a text
-    encoder.
+    An additional layer is useful because Stable Diffusion 3 uses the hidden states before the last layer.
     """
     config = type(start.config).from_dict(start.config.to_dict() | {"num_hidden_layers": layers})
     encoder = CLIPTextModelWithProjection(config)
