@@ -1,4 +1,4 @@
-"""Start the web page: ``python -m experiments.app [key=value ...]``. The keys are described in ``configs/app.yaml``."""
+"""Start the web page: ``python -m experiments.app [key=value ...]``. ``configs/app.yaml`` describes the keys."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from experiments.config.project import project_path
 
-if TYPE_CHECKING:  # imported only after the command line is checked, because importing PyTorch takes seconds
+if TYPE_CHECKING:  # imported after the command line is checked, because the import of PyTorch takes seconds
     from experiments.app.context import AppContext
     from experiments.app.settings import Settings
 
 INSTANTIATED = ("model", "method", "select")
-"""Keys whose values are objects that Hydra instantiates. All other keys are fields of ``Settings``."""
+"""Keys of ``configs/app.yaml`` whose values Hydra instantiates. All other keys are fields of ``Settings``."""
 PACKAGES = ("gradio", "pillow_heif", "av")
-"""Packages of the extra ``app``."""
+"""Packages that ``pip install -e '.[app]'`` installs."""
 
 
 def compose_config(overrides: list[str]) -> DictConfig:
@@ -47,7 +47,10 @@ def compose_config(overrides: list[str]) -> DictConfig:
 
 
 def check_run(folder: str | None) -> None:
-    """Raise ValueError if ``folder`` is not the folder of a finished run. This check imports no slow package."""
+    """Raise ValueError if ``folder`` is not the folder of a finished run.
+
+    The check is fast, because it does not use PyTorch.
+    """
     if folder is None:
         return
     for name in ("results.json", "samples.parquet"):
@@ -68,7 +71,7 @@ def check_port(host: str, port: int) -> None:
 
 
 def parse_settings(config: DictConfig) -> Settings:
-    """Validate the keys of the config that are fields of ``Settings``; raise ConfigError if a value is invalid."""
+    """Return the fields of ``Settings`` from the config; raise ConfigError if a value is invalid."""
     from experiments.app.settings import Settings
 
     values = OmegaConf.to_container(config, resolve=True)
@@ -79,7 +82,7 @@ def build_context(config: DictConfig) -> AppContext:
     """Load the networks and settings that all visitors of the page share.
 
     Raises:
-        ValueError: a setting is invalid. The message names the key of the setting.
+        ValueError: a setting is invalid; the message contains the key of the setting.
     """
     settings = parse_settings(config)
 
@@ -94,7 +97,7 @@ def build_context(config: DictConfig) -> AppContext:
     quiet_libraries()
 
     device = resolve_device(settings.device)
-    example_files(settings.examples)  # raises ValueError if there are none, before the model is loaded
+    example_files(settings.examples)  # raises ValueError before the model is loaded if there are no examples
     info = read_checkpoint_info(config.model.path)
     method = instantiate(config.method)
     check_method(method)
@@ -138,7 +141,7 @@ def main() -> None:
     check_run(config.run)
     settings = parse_settings(config)
     check_port(settings.host, settings.port)
-    with tempfile.TemporaryDirectory(prefix="seeds-") as folder:  # uploads are deleted when the server stops
+    with tempfile.TemporaryDirectory(prefix="seeds-") as folder:  # deleted with all uploads when the server stops
         os.environ["GRADIO_TEMP_DIR"] = str(Path(folder) / "uploads")
         os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
         from experiments.app.compare_tab import open_session
@@ -153,8 +156,8 @@ def main() -> None:
 
 
 def command() -> None:
-    """Run ``main``. If an expected error occurs, print it in one line and exit."""
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise errors instead of printing them
+    """Run ``main``. If a setting is invalid or a file is missing, print the error in one line and exit."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise exceptions instead of printing errors
     try:
         main()
     except ModuleNotFoundError as error:
@@ -166,7 +169,7 @@ def command() -> None:
 
 
 def one_line(error: BaseException) -> str:
-    """Return the message of ``error`` in one line. For an error of Hydra, it is the message of the error's cause."""
+    """Return the message of ``error`` in one line. For an exception of Hydra, return the message of its cause."""
     while isinstance(error, HydraException) and error.__cause__ is not None:
         error = error.__cause__
     return " ".join(str(error).split())

@@ -1,4 +1,4 @@
-"""What a checkpoint states about its training data: a sentence, its vocabulary, and edits that were measured."""
+"""Information on the training data of a checkpoint: a sentence, a vocabulary, and edits that are known to work."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from experiments.config.project import PROJECT
 from rnri.validation import ConfigError, NonEmptyStr, dataclass
 
 FILE = "page.json"
-"""Name of the optional file in the folder of a checkpoint, with the fields of :class:`CheckpointInfo`."""
+"""Name of an optional file in the folder of a checkpoint; the file contains the fields of :class:`CheckpointInfo`."""
 WORD = re.compile(r"[^\W_]+")
 
 
 @dataclass(frozen=True)
 class MeasuredEdits:
-    """Edits of a drawing of the examples table that were measured to work.
+    """Edits of an example drawing for which measurements show that the edit works.
 
     Attributes:
-        image_id: number of the drawing in the table.
+        image_id: number of the drawing in the table of examples.
         prompt: prompt of the drawing.
-        edited_prompts: edited prompts by the text of their button. The first one is shown with the example.
+        edited_prompts: dict that maps the text of a button to an edited prompt. The page shows the first edit with the
+            example.
     """
 
     image_id: int
@@ -36,13 +37,13 @@ class MeasuredEdits:
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """Training data of a checkpoint.
+    """Information on the training data of a checkpoint.
 
     Attributes:
-        training_data: sentence that describes the training data; empty if it is unknown.
-        words: all words of the training captions in lower case; empty if they are unknown.
-        backgrounds: the words of the training captions for colors of the background.
-        edits: measured edits of example drawings.
+        training_data: sentence that describes the training data; empty if the training data are unknown.
+        words: all words of the training captions in lower case; empty if the words are unknown.
+        backgrounds: the words with which training captions name the color of the background.
+        edits: edits of example drawings that are known to work.
     """
 
     training_data: str = ""
@@ -58,7 +59,7 @@ class CheckpointInfo:
         return [word for word in WORD.findall(prompt) if word.lower() not in vocabulary]
 
     def mark_unknown_words(self, prompt: str) -> str:
-        """Return ``prompt`` as HTML with marked unknown words and a sentence; empty if all words are in ``words``."""
+        """Return a sentence and ``prompt`` with its unknown words marked, as HTML; empty if no word is unknown."""
         unknown = self.unknown_words(prompt)
         if not unknown:
             return ""
@@ -69,14 +70,14 @@ class CheckpointInfo:
         )
         total = len(WORD.findall(prompt))
         return (
-            f'<p class="status">The model has learned {total - len(unknown)} of {total} words; marked words have no '
-            f"meaning for it: {marked}</p>"
+            f'<p class="status">The training captions contain {total - len(unknown)} of {total} words; the model does '
+            f"not know the marked words: {marked}</p>"
         )
 
     def background_edits(self, prompt: str) -> dict[str, str]:
-        """Return edited prompts with other background colors by the text of their button.
+        """Return a dict that maps the text of a button to ``prompt`` with another background color.
 
-        The dictionary is empty if ``prompt`` does not name a background color of ``backgrounds``.
+        The dict is empty if ``prompt`` does not contain a background color of ``backgrounds``.
         """
         names = "|".join(map(re.escape, self.backgrounds))
         match = re.search(rf"\b({names}) background\b", prompt) if names else None
@@ -90,10 +91,10 @@ class CheckpointInfo:
 
 
 def read_checkpoint_info(checkpoint: str) -> CheckpointInfo:
-    """Read ``page.json`` in the local folder ``checkpoint``. Without this file, all fields are empty.
+    """Read ``page.json`` in the local folder ``checkpoint``. If the file does not exist, all fields are empty.
 
     Raises:
-        ConfigError: the file is not valid.
+        ConfigError: the content of ``page.json`` is not valid.
     """
     path = Path(checkpoint) / FILE
     if not path.is_file():
@@ -107,7 +108,7 @@ def read_checkpoint_info(checkpoint: str) -> CheckpointInfo:
 
 
 def model_sentence(checkpoint: str, lora: str | None, info: CheckpointInfo) -> str:
-    """Return the name and the path of the model, and the sentence about its training data if there is one."""
+    """Return the name and the path of the model, followed by the sentence about its training data."""
     lora_text = f" with the LoRA {Path(lora).name}" if lora else ""
     path = checkpoint.removeprefix(f"{PROJECT}/")
     return f"Model: **{Path(checkpoint).name}**{lora_text} (`{path}`). {info.training_data}".rstrip()

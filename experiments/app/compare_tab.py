@@ -42,7 +42,10 @@ document.addEventListener("keydown", event => {
   if (button && button.offsetParent && !button.disabled) button.click();
 });
 </script>"""
-"""Script for keyboard shortcuts: 1, 2, 3 and 0 press the answer buttons and Backspace presses Undo, while visible."""
+"""Script for keyboard shortcuts: the keys 1, 2, 3 and 0 press the answer buttons, and Backspace presses Undo.
+
+A key has no effect if its button is hidden or disabled.
+"""
 CSS = """
 #compare-images { display: grid; grid-auto-flow: column; grid-auto-columns: minmax(0, 1fr); gap: 8px; }
 #compare-images > * { min-width: 0 !important; width: auto !important; }
@@ -55,7 +58,7 @@ CSS = """
 """
 MAX_METHODS = 3
 EXAMPLE_RUN = "assets/example_run"
-"""Folder, relative to the root of the repository, of the run that is shown if the page is started without a run."""
+"""Folder of the example run, which visitors rate if ``run`` is null; relative to the root of the repository."""
 EXAMPLE_TEXT = (
     "This is an example run that ships with the repository: five rare concepts, three methods. To rate your own run, "
     "start the page with `run=FOLDER`, the folder of a finished run."
@@ -68,11 +71,11 @@ class RatingSession:
 
     Args:
         run: folder of the run.
-        items: the items of the run. Raters compare the images of an item.
+        items: the items of the run. An item consists of the images of several methods for the same prompt.
         available: the methods of the run.
-        methods: the two or three methods that are compared by default. Raters do not see which method made an image.
+        methods: the two or three methods that are compared by default.
         ratings: folder with one file of ratings per rater.
-        references: reference images by the name of their concept.
+        references: dict that maps the name of a concept to its reference images.
         show_results: whether visitors can see the results of all raters.
         is_example: whether the run is the example run.
     """
@@ -88,9 +91,9 @@ class RatingSession:
 
 
 def open_session(settings: Settings) -> RatingSession:
-    """Read the run in the folder ``settings.run``, or the example run if there is none.
+    """Read the run in the folder ``settings.run``, or the example run if ``settings.run`` is None.
 
-    By default, the first three methods of the table of the run are compared.
+    If ``settings.methods`` is None, the first three methods of the run's results table are compared.
 
     Raises:
         ValueError: the folder is not a finished run, or a method in ``settings.methods`` is not part of the run.
@@ -101,8 +104,8 @@ def open_session(settings: Settings) -> RatingSession:
     selected = list(settings.methods or available[:MAX_METHODS])
     unknown = [name for name in selected if name not in available]
     if unknown:
-        raise ValueError(f"methods: the run has no {unknown[0]!r}; choose from {', '.join(available)}.")
-    build_questions(items, selected, "test")  # raises ValueError if the methods have no item in common
+        raise ValueError(f"methods: the run has no method {unknown[0]!r}; choose from {', '.join(available)}.")
+    build_questions(items, selected, "test")  # ValueError if the methods have no item in common
     try:
         references = read_references(run, items)
     except (ValueError, OSError) as error:
@@ -121,7 +124,7 @@ def open_session(settings: Settings) -> RatingSession:
 
 
 def compare_tab(session: RatingSession, folder: Path) -> None:
-    """Create the components of the tab. The ratings for download are written to ``folder``."""
+    """Create the components of the tab Compare. Ratings for download are written to ``folder``."""
     if session.is_example:
         gr.Markdown(EXAMPLE_TEXT, elem_id="compare-example")
     state = gr.State(None)
@@ -160,7 +163,7 @@ def compare_tab(session: RatingSession, folder: Path) -> None:
             session.available,
             value=session.methods,
             label="Two or three methods to compare",
-            info="Press Start or continue after a change. The key methods=[...] sets this choice for all raters.",
+            info="Press Start or continue after a change. The key methods=[...] sets the default for all raters.",
             elem_id="compare-methods",
         )
     outputs = [state, status, references, *images, *answers, undo]
@@ -210,7 +213,7 @@ def _ratings(session: RatingSession, rater: str) -> Ratings:
 
 
 def _show_question(session: RatingSession, rater: str, methods: tuple[str, ...]) -> tuple:
-    """Return the updates that show the first question without an answer, or that all questions are answered."""
+    """Return the component updates that show the next unanswered question, or a message if all are answered."""
     questions = build_questions(session.items, methods, rater)
     ratings = _ratings(session, rater)
     remaining = ratings.unanswered(questions)
@@ -224,15 +227,15 @@ def _show_question(session: RatingSession, rater: str, methods: tuple[str, ...])
     undo = gr.update(interactive=not ratings.table().empty)
     total = len(questions)
     if not is_open:
-        return state, status_html(f"All {total} are rated. Thank you."), "", *shown, *answers, undo
+        return state, status_html(f"All {total} questions are answered. Thank you."), "", *shown, *answers, undo
     item = remaining[0].item
     text, references = _question_text(session, item)
-    status = status_html(f"{total - len(remaining) + 1} of {total}. {text}")
+    status = status_html(f"Question {total - len(remaining) + 1} of {total}. {text}")
     return state, status, references, *shown, *answers, undo
 
 
 def _question_text(session: RatingSession, item: Item) -> tuple[str, str]:
-    """Return the question about an item, and the HTML of its input image or of the references of its concept."""
+    """Return the question about an item, and HTML with the item's input image or with references of the concept."""
     images: list[CaptionedImage] = []
     compared_with = ""
     if item.input is not None:

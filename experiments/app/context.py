@@ -1,4 +1,4 @@
-"""State that all visitors of the page share: networks, settings, and a lock that runs one request at a time."""
+"""State that all visitors of the page share: networks, settings, and a lock so that one request runs at a time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from seedselect import ClipFeatures, SeedSelect
 
 DISTILLED_STEPS, DEFAULT_STEPS = 4, 20
 DISTILLED_GUIDANCE_MAX = 2.0
-"""A model is assumed to be distilled for few steps if its default guidance scale is less than this value."""
+"""If the default guidance scale of a model is smaller, the page assumes that the model is distilled for few steps."""
 
 
 @dataclass(frozen=True)
@@ -29,16 +29,17 @@ class AppContext:
     Args:
         model: the diffusion model.
         steps, guidance: number of steps and guidance scale of inversion and sampling.
-        method: inversion method, which must be seed-only.
+        method: inversion method, which must be seed-only: the seed alone regenerates the image.
         clip: CLIP model of SeedSelect.
-        classifier: classifier whose features measure the distance of images; None: no distances are shown.
-        select: SeedSelect with the settings of the tab Rare concept.
-        gradient_steps: number of sampling steps, counted from the last one, that SeedSelect backpropagates through.
-        examples_from: folder or table of example images; None: no examples.
+        classifier: classifier whose features measure the distance between images. None means that the page shows no
+            distances.
+        select: the SeedSelect optimizer of the tab Rare concept.
+        gradient_steps: number of sampling steps at the end of the trajectory through which SeedSelect backpropagates.
+        examples_from: folder or table of example images. None means that the page has no examples.
         limits: maximum size of uploaded images.
-        info: training data of the checkpoint.
-        description: name of the model, and what it has learned.
-        lock: lock that is held while a network runs.
+        info: information on the training data of the checkpoint.
+        description: Markdown text with the name of the model and a sentence about its training data.
+        lock: lock that a request holds while it uses a network.
     """
 
     model: LatentDiffusion
@@ -61,7 +62,7 @@ class AppContext:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Fingerprint of the model's checkpoint, which is computed only once."""
+        """Fingerprint of the model's checkpoint. The value is cached, because its computation is slow."""
         return self.model.fingerprint
 
     @cached_property
@@ -71,17 +72,17 @@ class AppContext:
 
     @cached_property
     def edit_examples(self) -> list[Example]:
-        """Examples of the tab Edit: drawings with edits that the checkpoint states, or else the example images."""
+        """Examples of the tab Edit: drawings with edits that are known to work, or else the example images."""
         measured = read_measured_examples(self.examples_from, self.info.edits, self.model.image_size, self.limits)
         return measured or self.examples
 
     def read_image(self, path: str | Path) -> Image.Image:
-        """Read an uploaded image and resize it to the image size of the model; raise ValueError if it is invalid."""
+        """Read an uploaded image and resize it to the model's image size; raise ValueError if the file is invalid."""
         return read_image(path, self.model.image_size, self.limits)
 
 
 def check_method(method: Inverter) -> None:
-    """Raise ConfigError if ``method`` stores other tensors than the seed."""
+    """Raise ConfigError if the inversion method ``method`` stores tensors in addition to the seed."""
     if not method.seed_only:
         raise ConfigError(
             "method",
@@ -90,7 +91,7 @@ def check_method(method: Inverter) -> None:
 
 
 def default_steps(default_guidance: float) -> int:
-    """Return the default number of sampling steps of a model with this default guidance scale."""
+    """Return the default number of sampling steps of a model from its default guidance scale."""
     return DISTILLED_STEPS if default_guidance < DISTILLED_GUIDANCE_MAX else DEFAULT_STEPS
 
 
@@ -98,13 +99,13 @@ def resolve_device(name: str) -> str:
     """Return the device ``name``. ``auto`` stands for ``cuda`` if a GPU is available, and for ``cpu`` otherwise.
 
     Raises:
-        ConfigError: PyTorch does not know the device, or the machine does not have the device.
+        ConfigError: PyTorch does not know the device, or the machine has no such device.
     """
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.empty(0, device=name).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError):  # AssertionError: PyTorch without CUDA
+    except (RuntimeError, AssertionError, NotImplementedError):  # PyTorch without CUDA raises AssertionError
         raise ConfigError(
             "device", f"must be auto or a device that PyTorch finds here, such as cpu or cuda:0, got {name!r}."
         ) from None

@@ -1,4 +1,4 @@
-"""What a visitor edits: the image, its seed, the displayed edit, and the history of edits."""
+"""The state of a visitor in the tab Edit: the image, its seed, the displayed edit, and the history of edits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from experiments.app.edits import Seed, edit_config, edit_image, invert_image, n
 from experiments.app.uploads import Example, uint8_to_pil
 
 EditSettings = Mapping[str, Any]
-"""Values of the edit settings by name; the names are those of :func:`experiments.app.edits.edit_controls`."""
+"""Values of the edit settings by name; :func:`experiments.app.edits.edit_controls` returns the names."""
 
 DEFAULT_SETTINGS: EditSettings = {"cross": 0.4, "self_attention": 0.4, "weights": "", "blend": "", "share": 0.2}
 VARIANTS: Mapping[str, EditSettings] = {
@@ -22,15 +22,15 @@ VARIANTS: Mapping[str, EditSettings] = {
     "default": {"cross": 0.4, "self_attention": 0.4, "share": 0.2},
     "close to the prompt": {"cross": 0.0, "self_attention": 0.0, "share": 0.05},
 }
-"""Shares of the sampling steps with the attention of the source image, by the name of the variant."""
+"""Edit settings of the variants of an edit: fractions of the sampling steps that use the source image's attention."""
 YOUR_IMAGE, RECONSTRUCTION, DIFFERENCE = "Your image", "Reconstruction", "Difference"
 COMPARISONS = (YOUR_IMAGE, RECONSTRUCTION, DIFFERENCE)
-"""Images that the page can show next to the edited image."""
+"""Names of the images that the page can show next to the edited image."""
 
 
 @dataclass(frozen=True)
 class EditStep:
-    """An edited image, with the prompt and the settings that it was generated with."""
+    """An edited image, and the prompt and the settings with which the image was generated."""
 
     digest: str
     prompt: str
@@ -39,7 +39,7 @@ class EditStep:
     edited: Image.Image
 
     def is_of(self, seed: Seed, prompt: str, settings: EditSettings) -> bool:
-        """Return whether this edited image has this seed, prompt and settings."""
+        """Return whether the image was generated from ``seed`` with ``prompt`` and ``settings``."""
         return (self.digest, self.prompt, self.settings) == (seed.digest, prompt, settings)
 
 
@@ -48,11 +48,11 @@ class EditSession:
     """The state of a visitor in the tab Edit.
 
     Attributes:
-        image: the uploaded or chosen image in the size of the model; None: there is none.
-        seed: the seed of the image; None: it is not inverted yet.
-        suggestions: edited prompts by the text of their button.
-        step: the displayed edit; None: there is none yet.
-        history: the edits that were kept, the oldest first.
+        image: the uploaded or chosen image in the image size of the model; None if the visitor has not chosen an image.
+        seed: the seed of the image; None if the image is not inverted.
+        suggestions: dict that maps the text of a button to an edited prompt.
+        step: the displayed edit; None if no edit is displayed.
+        history: the finished edits, the oldest first.
     """
 
     image: Image.Image | None = None
@@ -62,7 +62,9 @@ class EditSession:
     history: tuple[EditStep, ...] = ()
 
     def render(self, context: AppContext, prompt: str, settings: EditSettings) -> EditSession:
-        """Generate the edited image, unless it is displayed already. Without a seed, nothing changes.
+        """Return a session with the edited image for ``prompt`` and ``settings``.
+
+        If the session has no seed, or already displays this edit, the session is returned unchanged.
 
         Raises:
             ValueError: the prompt or a setting is invalid.
@@ -72,17 +74,17 @@ class EditSession:
         return dataclasses.replace(self, step=generate(context, self.seed, prompt, settings))
 
     def remember(self) -> EditSession:
-        """Append the displayed edit to the history, unless it is the last one of the history."""
+        """Append the displayed edit to the history, unless it is the last edit of the history."""
         if self.step is None or (self.history and self.history[-1] is self.step):
             return self
         return dataclasses.replace(self, history=(*self.history, self.step))
 
     def show(self, step: EditStep) -> EditSession:
-        """Display ``step``, an edit of the same seed."""
+        """Return a session that displays ``step``, an edit of the same seed."""
         return dataclasses.replace(self, step=step)
 
     def undo(self) -> EditSession:
-        """Display the edit before the displayed one, and remove later edits from the history.
+        """Display the last edit of the history; if it is displayed already, remove it and display the edit before it.
 
         Raises:
             ValueError: there is no earlier edit.
@@ -93,17 +95,17 @@ class EditSession:
         return dataclasses.replace(self, step=history[-1], history=history)
 
     def compared_image(self, comparison: str) -> Image.Image | None:
-        """Return the image that is shown next to the edited image; None without an image."""
+        """Return the image to show next to the edited image, or None if the session has no image."""
         if self.step is None:
             return self.image
-        original = self.image or self.step.reconstruction  # a seed from a file may have no image
+        original = self.image or self.step.reconstruction  # the file of a seed may contain no image
         if comparison == RECONSTRUCTION:
             return self.step.reconstruction
         return ImageChops.difference(original, self.step.edited) if comparison == DIFFERENCE else original
 
     @property
     def edited_image(self) -> Image.Image | None:
-        """The edited image; None as long as the image is not inverted."""
+        """The edited image, or None if no edit is displayed."""
         return None if self.step is None else self.step.edited
 
 
@@ -131,11 +133,12 @@ def open_image(
 
     Args:
         context: the model and the settings of the page.
-        image: image in the size of the model.
+        image: image in the image size of the model.
         prompt: prompt of the image.
         settings: the edit settings.
-        on_step: see :func:`invert_image`.
-        suggestions: edited prompts by the text of their button; None: other background colors.
+        on_step: function that is called after each inversion step, see :func:`invert_image`.
+        suggestions: dict that maps the text of a button to an edited prompt. None means ``prompt`` with other
+            background colors.
 
     Raises:
         ValueError: the prompt or a setting is invalid, or the image cannot be inverted.
@@ -148,14 +151,17 @@ def open_image(
 
 
 def open_seed(context: AppContext, seed: Seed, settings: EditSettings) -> EditSession:
-    """Generate the image of a seed from a file. A file of an inversion also contains the inverted image."""
+    """Return a session for a seed that was read from a file. The file may also contain the inverted image."""
     image = None if seed.inversion is None else uint8_to_pil(seed.inversion.images[0])
     session = EditSession(image=image, seed=seed, suggestions=context.info.background_edits(seed.prompt))
     return session.render(context, seed.prompt, settings).remember()
 
 
 def open_example(context: AppContext, example: Example, settings: EditSettings) -> EditSession:
-    """Invert an example that has edited prompts, and show its first edit, after the reconstruction in the history."""
+    """Invert an example that has edited prompts, and display its first edit.
+
+    The history contains the reconstruction and the first edit.
+    """
     seed = invert_image(context, example.image, example.prompt)
     edit = generate(context, seed, next(iter(example.edited_prompts.values())), settings)
     unedited = dataclasses.replace(edit, prompt=example.prompt, edited=edit.reconstruction)
@@ -164,7 +170,9 @@ def open_example(context: AppContext, example: Example, settings: EditSettings) 
 
 
 def variants(context: AppContext, session: EditSession, prompt: str, settings: EditSettings) -> dict[str, EditStep]:
-    """Generate the edit with each of the settings ``VARIANTS``; word weights and the edited region do not change.
+    """Generate the edit of ``prompt`` with the settings of each variant in ``VARIANTS``.
+
+    All other settings, such as word weights, are the values in ``settings``.
 
     Raises:
         ValueError: there is no seed, or the prompt or a setting is invalid.

@@ -33,7 +33,7 @@ from experiments.app.widgets import EXCLUSIVE, LATEST_ONLY, NO_PROGRESS, PROGRES
 NUM_SUGGESTIONS = 5
 SIDE_BY_SIDE, SLIDER = "Side by side", "Slider"
 VIEWS = (SIDE_BY_SIDE, SLIDER)
-"""How the page shows the left image and the edit: as two images, or as one image with a movable border."""
+"""The two ways to show an edit next to another image: two images, or one image with a slider."""
 CSS = """
 .edit-layout { align-items: flex-start; }
 .edit-layout .edit-side, .edit-layout .edit-side > .column { gap: 10px; }
@@ -57,16 +57,19 @@ MOBILE_CSS = """
   #edit-show { order: -1; position: sticky; top: 0; z-index: 40; background: var(--body-background-fill); }
 }
 """
-"""On a phone, the images stay at the top of the screen while the visitor scrolls through the three steps."""
+"""CSS for small screens: the images stay at the top of the screen while the visitor scrolls."""
 
 
 def edit_tab(context: AppContext, folder: Path, page: gr.Blocks) -> None:
-    """Create the components of the tab on ``page``. Files for download are written to ``folder``."""
+    """Create the components of the tab Edit on ``page``. Files for download are written to ``folder``."""
     EditTab(context, folder).connect(page)
 
 
 class EditTab:
-    """Components and event handlers of the tab. A handler returns a dictionary of updates by component."""
+    """Components and event handlers of the tab Edit.
+
+    A handler returns a dict that maps components to their new values.
+    """
 
     def __init__(self, context: AppContext, folder: Path) -> None:
         self.context = context
@@ -89,7 +92,7 @@ class EditTab:
         self.first_edit = _digest_and_prompt(session)
         self.session = gr.State(session)
         self.variant_steps = gr.State({})
-        secret = "the settings are not secret"  # a random secret would be lost when the server restarts
+        secret = "the settings are not secret"  # a fixed secret stays valid when the server restarts
         self.saved = gr.BrowserState(
             list(self._defaults().values()),
             storage_key=f"seed-exploration-edit-{'-'.join(self.names)}",
@@ -98,7 +101,7 @@ class EditTab:
         self.saved_edit = gr.BrowserState([], storage_key="seed-exploration-seed", secret=secret)
 
     def connect(self, page: gr.Blocks) -> None:
-        """Connect the events of the components with the handlers."""
+        """Connect the events of the components to the event handlers."""
         settings = list(self.settings.values())
         session = [self.session, self.comparison]
         state = [*session, *settings]
@@ -172,7 +175,7 @@ class EditTab:
         )
 
     def _create_step_2(self, session: EditSession) -> None:
-        step_title(2, "Invert it to its seed: the noise from which the model generates it")
+        step_title(2, "Invert the image to its seed: the noise from which the model generates the image")
         with gr.Row(equal_height=False):
             self.prompt = gr.Textbox(
                 session.seed.prompt if session.seed else "",
@@ -262,7 +265,7 @@ class EditTab:
         return [self.session, self.left, self.right, self.slider, self.history, self.png, self.saved_edit]
 
     def _view_components(self) -> list[gr.Component]:
-        """Return all components that show something about the image of a visitor."""
+        """Return all components whose content depends on the image of the visitor."""
         edited = [*self._edit_components(), self.target, *self.suggestions, self.variants, self.variant_steps]
         return [
             *edited,
@@ -276,7 +279,7 @@ class EditTab:
         ]
 
     def _edit(self, session: EditSession, comparison: str) -> dict:
-        """Return the updates that show the edit of ``session``."""
+        """Return the updates of the components that show the edit of ``session``."""
         return {
             self.session: session,
             self.left: gr.update(value=_enlarged(session.compared_image(comparison)), label=comparison),
@@ -288,7 +291,7 @@ class EditTab:
         }
 
     def _view(self, session: EditSession, comparison: str, prompt: str) -> dict:
-        """Return the updates that show ``session``. Nothing of an earlier image remains."""
+        """Return the updates of all components that depend on ``session``."""
         return self._edit(session, comparison) | {
             self.prompt: prompt,
             self.target: gr.update(
@@ -307,7 +310,7 @@ class EditTab:
         }
 
     def _with_settings(self, session: EditSession, comparison: str) -> dict:
-        """Return the updates that show the edit of ``session``, its prompt and its settings."""
+        """Return the updates of the components that show the edit of ``session``, its prompt and its settings."""
         updates = {self.settings[name]: value for name, value in session.step.settings.items()}
         return self._edit(session, comparison) | updates | {self.target: session.step.prompt}
 
@@ -330,7 +333,7 @@ class EditTab:
         )
 
     def _open_example(self, index: int) -> EditSession:
-        """Return the session of an example. Each example is inverted once, for all visitors."""
+        """Return the session of an example. The inversion of an example is cached for all visitors."""
         if index not in self.example_sessions:
             example = self.context.edit_examples[index]
             self.example_sessions[index] = open_example(self.context, example, self._defaults())
@@ -361,15 +364,15 @@ class EditTab:
         return self._view(session, comparison, seed.prompt) | {self.upload: None}
 
     def _restore_settings(self, settings: list[Any]) -> dict:
-        """Return the updates that show the settings of a visitor who loads the page again."""
+        """Return the updates that restore the edit settings when a visitor loads the page again."""
         saved = zip(self.settings.values(), settings, self._defaults().values(), strict=True)
         return {setting: gr.skip() if value == default else value for setting, value, default in saved}
 
     def _restore_edit(self, session: EditSession, comparison: str, settings: list[Any], edit: list[str]) -> dict:
-        """Return the updates that show the last edit of a visitor who loads the page again.
+        """Return the updates that restore the last edit when a visitor loads the page again.
 
-        The server keeps the seed of the edit for an hour, see :data:`experiments.app.seed_files.MAX_FILE_AGE_S`.
-        If the visitor has changed something before this event is processed, the change is kept.
+        The server stores the seed of an edit for an hour, see :data:`experiments.app.seed_files.MAX_FILE_AGE_S`. If the
+        visitor has changed the page before the edit is restored, the edit is not restored.
         """
         if not edit or _digest_and_prompt(session) != self.first_edit:
             return {}
@@ -377,7 +380,7 @@ class EditTab:
         return {} if saved is None else self._view(saved, comparison, saved.seed.prompt)
 
     def _saved_session(self, digest: str, prompt: str, settings: EditSettings) -> EditSession | None:
-        """Return a session with the seed of this digest and the edit of ``prompt``; None if the seed is deleted."""
+        """Return a session with the edit of ``prompt`` for a stored seed, or None if the seed is deleted."""
         for example in self.example_sessions.values():
             if example.seed.digest == digest:
                 return example.render(self.context, prompt, settings).remember()
@@ -387,7 +390,7 @@ class EditTab:
         return open_seed(self.context, seed, settings).render(self.context, prompt, settings).remember()
 
     def _render(self, session: EditSession, comparison: str, prompt: str, *settings: Any) -> dict:
-        """Generate the edited image while the visitor types."""
+        """Generate the edited image while the visitor types; the history does not change."""
         rendered = session.render(self.context, prompt, self._named(settings))
         return {} if rendered is session else self._edit(rendered, comparison)
 
@@ -428,7 +431,7 @@ class EditTab:
         return {name: DEFAULT_SETTINGS[name] for name in self.names}
 
     def _named(self, settings: Sequence[Any]) -> dict[str, Any]:
-        """Return the settings by name. The value of an untouched Textbox is None."""
+        """Return the settings by name. The value of a Textbox that the visitor has not changed is None."""
         pairs = zip(self.names, settings, strict=True)
         return {name: DEFAULT_SETTINGS[name] if value is None else value for name, value in pairs}
 
@@ -449,14 +452,14 @@ class EditTab:
 
 
 def edit_settings(names: tuple[str, ...]) -> dict[str, gr.Component]:
-    """Create one component for each edit setting in ``names``; return the components by name."""
+    """Create one component for each edit setting in ``names``; return a dict of the components by name."""
     slider = partial(
         gr.Slider,
         0.0,
         1.0,
         step=0.05,
         buttons=["reset"],
-        info="fraction of steps with the attention of the source image",
+        info="fraction of the sampling steps that use the attention of the source image",
     )
     settings: dict[str, gr.Component] = {}
     if "cross" in names:
@@ -482,12 +485,12 @@ def edit_settings(names: tuple[str, ...]) -> dict[str, gr.Component]:
 
 
 def _show_view(view: str) -> tuple:
-    """Return the visibility of the two images and of the image with the slider."""
+    """Return the updates that show either the two images or the image with the slider."""
     return gr.update(visible=view == SIDE_BY_SIDE), gr.update(visible=view == SLIDER)
 
 
 def _both_images(session: EditSession, comparison: str) -> tuple[Image.Image, Image.Image] | None:
-    """Return the left image and the edited image; None without an edited image."""
+    """Return the left image and the edited image, or None if no edit is displayed."""
     if session.edited_image is None:
         return None
     return enlarge(session.compared_image(comparison)), enlarge(session.edited_image)
@@ -502,7 +505,7 @@ def _enlarged(image: Image.Image | None) -> Image.Image | None:
 
 
 def _digest_and_prompt(session: EditSession) -> list[str]:
-    """Return what the browser stores of an edit: the digest of its seed, and its prompt."""
+    """Return the digest of the seed and the prompt of the edit, which the browser stores to restore the edit."""
     return [] if session.step is None else [session.step.digest, session.step.prompt]
 
 
@@ -511,7 +514,7 @@ def _history(session: EditSession) -> list[tuple[Image.Image, str]]:
 
 
 def _suggestions(session: EditSession) -> list[dict[str, Any]]:
-    """Return text and visibility of the buttons with the suggested edits."""
+    """Return the text and the visibility of each button with a suggested edit."""
     names = list(session.suggestions)[:NUM_SUGGESTIONS]
     names += [""] * (NUM_SUGGESTIONS - len(names))
     return [{"value": name, "visible": bool(name)} for name in names]

@@ -1,4 +1,4 @@
-"""Computations of the tab Edit: invert an image once, and edit it repeatedly."""
+"""Computations of the tab Edit: the inversion of an image, and edits of the image."""
 
 from __future__ import annotations
 
@@ -23,23 +23,25 @@ from rnri.models.family import Family
 from rnri.models.unet import UNetFamily
 
 LOW_VAE_PSNR_DB = 20.0
-"""If the VAE alone reproduces an image with a smaller PSNR, the page reports that the VAE is the limit."""
+"""If the VAE alone reproduces an image with a smaller PSNR, the page reports that the VAE limits the quality."""
 WEIGHT = re.compile(r"(?P<word>[^=,]+)=(?P<weight>[^=,]+)")
 
 
 @dataclass(frozen=True)
 class Seed:
-    """A seed and everything that is needed to generate its image. ``rnri.editing.edit`` accepts it as an inversion.
+    """A seed and all arguments with which the pipeline generates its image.
+
+    ``rnri.editing.edit`` accepts a ``Seed`` in place of an inversion.
 
     Attributes:
         latents: values of the seed, ``[1,...]`` on the CPU, in the layout of the pipeline's argument ``latents``.
-        prompt: prompt of the inversion.
+        prompt: prompt with which the image was inverted.
         steps, guidance: number of steps and guidance scale of sampling.
         image_size: height and width of the image in pixels.
-        fingerprint: fingerprint of the model's checkpoint; None if a file of the library does not contain it.
-        scheduler: class name of the pipeline's scheduler.
-        negative_prompt: negative prompt of the inversion, which may be empty.
-        inversion: the inversion whose seed this is, on the CPU; None for an optimized seed.
+        fingerprint: fingerprint of the model's checkpoint; None if the seed file does not contain a fingerprint.
+        scheduler: name of the class of the pipeline's scheduler.
+        negative_prompt: negative prompt with which the image was inverted; may be empty.
+        inversion: the inversion that computed the seed, on the CPU; None if the seed was optimized.
     """
 
     latents: Tensor
@@ -54,12 +56,12 @@ class Seed:
 
     @property
     def prompts(self) -> tuple[str, ...]:
-        """The prompt as a batch with one element."""
+        """The prompt as a list with one element."""
         return (self.prompt,)
 
     @property
     def pipe_kwargs(self) -> dict[str, Any]:
-        """Arguments with which the pipeline generates the image of the seed, as in ``rnri.PipelineInversion``."""
+        """Arguments with which the pipeline generates the image, as ``rnri.PipelineInversion.pipe_kwargs``."""
         height, width = self.image_size
         negative_prompt = {"negative_prompt": [self.negative_prompt]} if self.negative_prompt else {}
         return {
@@ -84,14 +86,14 @@ class Seed:
 
     @property
     def summary(self) -> str:
-        """Digest, norm and shape of the seed in one line, which the page displays."""
+        """Digest, norm and shape of the seed as one line of text for the page."""
         shape = " x ".join(map(str, self.latents.shape[1:]))
         typical = math.sqrt(self.latents[0].numel() - 1)
         return f"seed {self.digest[:16]}, norm {self.norm:.2f} (typical {typical:.2f}), shape {shape}"
 
 
 def no_progress(done: int, steps: int) -> None:
-    """Do nothing: the default progress callback of :func:`invert_image`."""
+    """Default progress callback of :func:`invert_image`, which does nothing."""
 
 
 def invert_image(
@@ -104,7 +106,7 @@ def invert_image(
     """
     _check_prompt(prompt)
     with context.lock, warnings.catch_warnings():
-        # edit_image replaces the scheduler during its call
+        # the warning does not apply, because edit_image replaces the scheduler
         warnings.filterwarnings("ignore", message="a plain call of the pipeline with its scheduler")
         inversion = rnri.invert(
             context.model.pipeline,
@@ -123,14 +125,14 @@ def invert_image(
 
 
 def quality(inversion: rnri.PipelineInversion) -> str:
-    """Return the quality of the reconstruction in one or two sentences.
+    """Return one or two sentences about the quality of the reconstruction.
 
-    The second sentence tells that the VAE is the limit, if even the VAE alone does not reproduce the image well.
+    There is a second sentence if the VAE alone, without inversion, does not reproduce the image well.
     """
     sentence = f"Reconstruction: {inversion.quality}."
     vae_psnr = float(inversion.vae_psnr[0])
     if vae_psnr < LOW_VAE_PSNR_DB:
-        sentence += f" The model's decoder cannot draw this image better than {vae_psnr:.1f} dB."
+        sentence += f" The VAE alone reproduces this image with a PSNR of only {vae_psnr:.1f} dB."
     return sentence
 
 
@@ -157,7 +159,7 @@ def edit_controls(family: Family) -> tuple[str, ...]:
 def edit_config(
     family: Family, *, cross: float, self_attention: float, weights: str, blend: str, share: float
 ) -> PromptToPrompt | Injection:
-    """Create the attention edit for models of ``family`` from the values of the edit settings."""
+    """Create the editing method for models of ``family`` from the values of the edit settings."""
     if isinstance(family, UNetFamily):
         return PromptToPrompt(
             cross=cross, self_attention=self_attention, weights=parse_weights(weights), blend=parse_words(blend)
@@ -166,10 +168,10 @@ def edit_config(
 
 
 def parse_weights(text: str) -> dict[str, float]:
-    """Parse word weights such as ``"red=2, dog=0.5"`` to a dictionary from words to weights.
+    """Parse word weights such as ``"red=2, dog=0.5"`` to a dict that maps words to weights.
 
     Raises:
-        ValueError: ``text`` does not have this format.
+        ValueError: ``text`` is not a list of pairs ``word=number``.
     """
     weights = {}
     for part in filter(None, map(str.strip, text.split(","))):
@@ -185,7 +187,7 @@ def parse_weights(text: str) -> dict[str, float]:
 
 
 def parse_words(text: str) -> tuple[str, ...]:
-    """Split words that are separated by commas, such as ``"camel, llama"``."""
+    """Split a string of words that are separated by commas, such as ``"camel, llama"``."""
     return tuple(filter(None, map(str.strip, text.split(","))))
 
 
@@ -193,10 +195,10 @@ def parse_words(text: str) -> tuple[str, ...]:
 def edit_image(
     context: AppContext, seed: Seed, prompt: str, config: PromptToPrompt | Injection
 ) -> tuple[Image.Image, Image.Image]:
-    """Generate the image of ``seed`` under its own prompt and under ``prompt``, in one pipeline call.
+    """Generate two images of ``seed`` in one pipeline call: with the prompt of the seed, and with ``prompt``.
 
     Returns:
-        The reconstruction and the edited image.
+        The reconstruction (with the prompt of the seed) and the edited image (with ``prompt``).
 
     Raises:
         ValueError: the prompt is empty, ``rnri.editing.edit`` raised an error, or the pipeline's safety checker

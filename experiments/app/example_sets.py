@@ -1,4 +1,4 @@
-"""Sets of example images of one concept or of two concepts, which a visitor chooses with one click."""
+"""Sets of example images that a visitor chooses with one click."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from experiments.app.context import AppContext
 from experiments.app.uploads import read_image
 
 PAIRS = ((("fox", 0), ("fox", 2)), (("fox", 0), ("owl", 0)), (("fox", 1), ("eagle", 1)))
-"""Concept and index of the two drawings of each pair."""
+"""Pairs of drawings: for each of the two drawings, its concept and its index among the drawings of the concept."""
 RARE_CONCEPTS = ("volcano", "steaming bowl", "tram", "basketball", "shortcake", "water wave")
-"""Rare concepts of the corpus with three references each, which were not part of the training data."""
+"""Rare concepts of the emoji corpus. Their first three drawings are references: the model was not trained on them."""
 NUM_REFERENCES = 3
 
 
@@ -32,7 +32,8 @@ class ExampleSet:
 def example_pairs(context: AppContext) -> list[ExampleSet]:
     """Return pairs of example images for a path between their seeds.
 
-    In a table of drawings, the pairs are ``PAIRS``. In a folder, a pair is the first two images with the same prompt.
+    If the examples are a table of drawings, the pairs are ``PAIRS``. If the examples are a folder, each pair consists
+    of the first two images with the same prompt.
     """
     drawings = _drawings(context)
     if drawings is None:
@@ -51,9 +52,9 @@ def example_pairs(context: AppContext) -> list[ExampleSet]:
 def rare_concept_sets(context: AppContext) -> list[ExampleSet]:
     """Return sets of reference images of rare concepts.
 
-    In a table of drawings, the sets are three drawings of each of ``RARE_CONCEPTS``. The label has the number of
-    training captions if ``concepts.csv`` is in the same folder. In a folder, a set is the first three images with the
-    same prompt.
+    If the examples are a table of drawings, there is one set of three drawings for each concept in ``RARE_CONCEPTS``.
+    The label contains the number of training captions if the folder of the table contains ``concepts.csv``. If the
+    examples are a folder, each set consists of the first three images with the same prompt.
     """
     drawings = _drawings(context)
     if drawings is None:
@@ -71,11 +72,11 @@ def rare_concept_sets(context: AppContext) -> list[ExampleSet]:
 
 
 Drawing = tuple[bytes, str, str]
-"""Content of an image file, name of the concept, and the name with its article."""
+"""A drawing: the content of the image file, the name of the concept, and the name with an article."""
 
 
 def _drawings(context: AppContext) -> dict[str, list[Drawing]] | None:
-    """Return up to three drawings of each concept of the sets; None if the examples are not a table of drawings."""
+    """Return up to three drawings of each concept in the sets, or None if the examples are not a table of drawings."""
     path = Path(context.examples_from or "")
     if path.suffix != ".parquet":
         return None
@@ -97,7 +98,7 @@ def _as_set(context: AppContext, label: str, drawings: Sequence[Drawing]) -> Exa
 
 
 def _groups_of_equal_prompt(context: AppContext) -> dict[str, list[Image.Image]]:
-    """Return the example images by prompt, for prompts that two or more images have."""
+    """Return the example images by prompt, for each prompt that belongs to at least two images."""
     groups: dict[str, list[Image.Image]] = {}
     for example in context.examples:
         if example.prompt:
@@ -106,7 +107,10 @@ def _groups_of_equal_prompt(context: AppContext) -> dict[str, list[Image.Image]]
 
 
 def _caption_counts(path: Path) -> dict[str, int]:
-    """Return the number of training captions of each concept, or nothing if there is no such table."""
+    """Return the number of training captions of each concept.
+
+    The result is empty if the file ``path`` does not exist.
+    """
     if not path.is_file():
         return {}
     with path.open(newline="", encoding="utf-8") as file:

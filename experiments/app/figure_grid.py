@@ -1,4 +1,4 @@
-"""Images with captions as HTML. The captions are below the images, and all images of a grid have the same width."""
+"""HTML of images with captions. The captions are below the images, and all images of a grid have the same width."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 from experiments.reporting.html_report import data_url
 
 LOSSLESS_MAX_SIZE = 128
-"""Images with at most this many pixels per side are sent as PNG, larger images as WebP with a quality of 90."""
+"""Images with at most this many pixels per side are sent as PNG. Larger images are sent as WebP of quality 90."""
 CSS = """
 .image-grid { display: grid; grid-template-columns: repeat(var(--columns), minmax(0, 1fr)); gap: 10px; margin: 4px 0; }
 .image-grid figure { margin: 0; min-width: 0; }
@@ -27,7 +27,7 @@ CSS = """
 
 @dataclass(frozen=True)
 class CaptionedImage:
-    """An image with a title and a sentence."""
+    """An image with a title and a description below the image."""
 
     image: Image.Image
     title: str
@@ -35,12 +35,12 @@ class CaptionedImage:
 
 
 def grid_html(images: Sequence[CaptionedImage], columns: int) -> str:
-    """Return ``images`` as an HTML grid with this number of columns."""
+    """Return ``images`` as an HTML grid with ``columns`` columns."""
     return f'<div class="image-grid" style="--columns: {columns}">{"".join(map(_figure_html, images))}</div>'
 
 
 def strip_html(images: Sequence[CaptionedImage]) -> str:
-    """Return ``images`` as one row of small images, which continues in the next line on a narrow screen."""
+    """Return ``images`` as one row of small images; on a narrow screen, the row is wrapped."""
     return f'<div class="image-grid image-strip">{"".join(map(_figure_html, images))}</div>'
 
 

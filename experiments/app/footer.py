@@ -23,14 +23,14 @@ CITATION = f"""```bibtex
 
 
 def guide() -> str:
-    """Return the text of the guide to the page in Markdown, without figures and without links to other files."""
+    """Return the guide to the web page as Markdown text, without figures and without links to other files."""
     text = Path(project_path("docs/guides/web_page.md")).read_text(encoding="utf-8")
     text = re.sub(r"^!\[.*?\]\(.*?\)\n", "", text, flags=re.MULTILINE | re.DOTALL)
     return re.sub(r"\[([^\]]+)\]\((?!https?:)[^)]*\)", r"\1", text)
 
 
 def footer() -> None:
-    """Create the footer."""
+    """Create the footer of the page."""
     gr.Markdown(f"Paper: [Regularized Newton-Raphson Inversion for Text-to-Image Diffusion Models]({PAPER})")
     with gr.Accordion("Guide", open=False, elem_id="guide"):
         gr.Markdown(guide())

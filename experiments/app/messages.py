@@ -17,9 +17,10 @@ Handler = TypeVar("Handler", bound=Callable[..., Any])
 
 
 def error_message(error: BaseException) -> str:
-    """Return the message of an expected error (ValueError, OSError) in one line.
+    """Return the message for an exception in one line.
 
-    For an unexpected error, the message contains only the type of the error.
+    For ValueError and OSError, this is the message of the exception. For any other, unexpected exception, the message
+    contains only the type of the exception.
     """
     if isinstance(error, ValueError | OSError):
         return " ".join(str(error).split()) or type(error).__name__
@@ -28,7 +29,7 @@ def error_message(error: BaseException) -> str:
 
 @contextmanager
 def error_context() -> Iterator[None]:
-    """Convert every exception in the context to ``gr.Error``, which the page displays."""
+    """Context manager that converts every exception to ``gr.Error``, which the page displays."""
     try:
         yield
     except gr.Error:
@@ -40,7 +41,10 @@ def error_context() -> Iterator[None]:
 
 
 def catch_errors(handler: Handler) -> Handler:
-    """Decorate an event handler, so that the page displays its errors. The handler may be a function or a generator."""
+    """Decorate an event handler so that the page displays its exceptions.
+
+    The handler may be a function or a generator.
+    """
     if inspect.isgeneratorfunction(handler):
 
         @functools.wraps(handler)
@@ -59,7 +63,7 @@ def catch_errors(handler: Handler) -> Handler:
 
 
 def report_errors(handler: Callable[..., dict], message: gr.HTML) -> Callable[..., dict]:
-    """Decorate an event handler that returns a dictionary of updates, so that its errors are shown in ``message``.
+    """Decorate an event handler that returns a dict of updates, so that ``message`` shows the errors of the handler.
 
     An error changes no other component. The next event without an error clears ``message``. ``message`` must be one of
     the outputs of the event.
@@ -78,5 +82,8 @@ def report_errors(handler: Callable[..., dict], message: gr.HTML) -> Callable[..
 
 
 def status_html(text: str, kind: str = "status") -> str:
-    """Return a line of text as an HTML paragraph. ``kind`` is its CSS class, which is ``status`` or ``error``."""
+    """Return a line of text as an HTML paragraph.
+
+    ``kind`` is the CSS class of the paragraph: ``status`` or ``error``.
+    """
     return f'<p class="{kind}">{html.escape(text)}</p>' if text else ""

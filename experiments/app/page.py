@@ -46,14 +46,20 @@ MOBILE_CSS = (
     + edit.MOBILE_CSS
     + "</style>"
 )
-"""CSS for small screens, in the head of the page, because Gradio removes media queries from its argument ``css``."""
+"""CSS for small screens.
+
+These rules are in the head of the page, because Gradio removes media queries from its argument ``css``.
+"""
 DESCRIPTION = "Invert images to seeds of a diffusion model, then edit, interpolate, average and optimize them."
 CLEANUP_INTERVAL_S, MAX_FILE_AGE_S = 600, 3600
-"""Every ``CLEANUP_INTERVAL_S`` seconds, Gradio deletes uploads and generated images older than ``MAX_FILE_AGE_S``."""
+"""Interval in seconds at which Gradio deletes uploads and generated images that are older than ``MAX_FILE_AGE_S``."""
 
 
 def build(context: AppContext, folder: Path, session: RatingSession) -> gr.Blocks:
-    """Create the page. Files for download are written to ``folder``. ``session`` has the run to rate."""
+    """Create the page.
+
+    Files for download are written to ``folder``. ``session`` contains the run that visitors rate.
+    """
     with gr.Blocks(
         title="Seed exploration", analytics_enabled=False, delete_cache=(CLEANUP_INTERVAL_S, MAX_FILE_AGE_S)
     ) as page:
@@ -77,8 +83,8 @@ def serve(page: gr.Blocks, *, host: str, port: int, max_upload_bytes: int) -> No
     Raises:
         OSError: the port is in use.
     """
-    # Gradio reports a file that is too large only as "Error". Its limit is higher than the limit of the page, so that
-    # the page can report the reason.
+    # If a file exceeds Gradio's size limit, Gradio shows only "Error". Therefore Gradio's limit is higher than the
+    # limit of the page, and the page shows the reason.
     page.launch(
         server_name=host,
         server_port=port,

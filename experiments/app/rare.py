@@ -1,4 +1,4 @@
-"""Computations of the tab Rare concept: plain samples, SeedSelect with every iteration, and distances to references."""
+"""Computations of the tab Rare concept: plain samples, the iterations of SeedSelect, and distances to references."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from seedselect import Problem, SeedSelect, Targets
 
 MAX_REFERENCES = 5
 NUM_PLAIN = 3
-"""Number of plain samples, which are generated from random seeds under the same prompt."""
+"""Number of plain samples: images that are generated from random seeds, without SeedSelect."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class SelectionProgress:
     """Result of one iteration of SeedSelect.
 
     Attributes:
-        iteration: index of the iteration. Iteration 0 evaluates the initial seed.
+        iteration: index of the iteration; iteration 0 computes the loss of the initial seed.
         iterations: maximum number of iterations.
-        loss, best_loss: loss of this iteration, and the lowest loss so far.
+        loss, best_loss: loss of the current seed, and the lowest loss of all iterations so far.
         image, best_image: image of the current seed, and image of the seed with the lowest loss.
         seed: the seed with the lowest loss.
         plain_losses: losses of the plain samples.
@@ -57,7 +57,8 @@ class NearestReference:
     Attributes:
         number: number of the reference image, counted from 1.
         distance: perceptual distance to the reference image.
-        threshold: distance below which the generated image counts as a copy; None if there is only one reference.
+        threshold: if the distance is smaller, the generated image counts as a copy; None if there is only one
+            reference.
     """
 
     number: int
@@ -66,7 +67,7 @@ class NearestReference:
 
     @property
     def text(self) -> str:
-        """Whether the generated image is new or a copy, and of which reference image, in one phrase."""
+        """Phrase that states whether the generated image is new or a copy, and its nearest reference image."""
         if self.threshold is None:
             return f"distance to the reference {self.distance:.2f}"
         if self.distance < self.threshold:
@@ -81,8 +82,8 @@ def nearest_references(
 ) -> list[NearestReference] | None:
     """Return the nearest reference of each image, or None if the page has no classifier.
 
-    The distance and the threshold are those of the column ``copies`` of the experiments
-    (:mod:`experiments.evaluation.diversity`), with the reference images as the real images of the concept.
+    The distance and the threshold are computed as for the column ``copies`` of the experiments
+    (:mod:`experiments.evaluation.diversity`); the reference images are the real images of the concept.
     """
     if context.classifier is None:
         return None
@@ -95,17 +96,17 @@ def nearest_references(
 
 
 def check_inputs(prompt: str, references: Sequence[Image.Image]) -> None:
-    """Raise ValueError if the prompt is not one line, or if the number of reference images is not allowed."""
+    """Raise ValueError if the prompt is empty or has several lines, or if the number of references is not allowed."""
     if not prompt.strip():
         raise ValueError("the prompt is empty: name the concept, for example: a photo of a spotted quokka.")
     if "\n" in prompt.strip():
-        raise ValueError("the prompt must be one line, which names the concept of all images: remove the other lines.")
+        raise ValueError("the prompt must be one line that names the concept of all images: remove the other lines.")
     if not 1 <= len(references) <= MAX_REFERENCES:
         raise ValueError(f"got {len(references)} reference images: choose 1 to {MAX_REFERENCES} images of the concept.")
 
 
 def plain_samples(context: AppContext, prompt: str) -> list[Image.Image]:
-    """Generate ``NUM_PLAIN`` images of ``prompt`` from random seeds, which are the same in every call."""
+    """Generate ``NUM_PLAIN`` images of ``prompt`` from random seeds. The seeds are the same in every call."""
     return sample_images(context, _plain_seeds(context), [prompt] * NUM_PLAIN)
 
 
@@ -118,8 +119,8 @@ def iterate_seedselect(
 ) -> Iterator[SelectionProgress]:
     """Optimize a seed with SeedSelect, starting from the NAO centroid of the seeds of the reference images.
 
-    One result is yielded per iteration. The optimization ends when the caller stops iterating. The model is locked only
-    while an iteration is computed.
+    The generator yields one result per iteration. The optimization ends when the caller does not request the next
+    result. The lock of the model is held only while an iteration is computed.
 
     Raises:
         ValueError: the prompt is empty or has several lines, the number of reference images is not allowed, or a seed
@@ -173,7 +174,7 @@ def _iterations(context: AppContext, prompt: str, references: Sequence[Image.Ima
 
 @torch.no_grad()
 def _plain_losses(context: AppContext, select: SeedSelect, prompt: str, targets: Targets) -> list[float]:
-    """Return SeedSelect's losses of the plain samples."""
+    """Return the loss of SeedSelect for each plain sample."""
     model = context.model
     predictor = model.predictor([prompt] * NUM_PLAIN, context.guidance)
     schedule = model.schedule(context.steps)
@@ -202,7 +203,7 @@ def _initial_seed_and_targets(
 
 
 def loss_figure(losses: Sequence[float], plain_losses: Sequence[float], iterations: int) -> Figure:
-    """Plot the loss after each update, the start, the lowest loss, and the losses of the plain samples."""
+    """Plot the loss after each update; mark the initial loss, the lowest loss and the losses of the plain samples."""
     figure = Figure(figsize=(6, 3.2), layout="constrained")
     axis = figure.subplots()
     for k, loss in enumerate(plain_losses):

@@ -1,4 +1,4 @@
-"""The tab Rare concept: plain samples next to SeedSelect, which shows the result of every update."""
+"""The tab Rare concept: plain samples, and the result of every update of SeedSelect."""
 
 from __future__ import annotations
 
@@ -27,16 +27,17 @@ from experiments.app.seed_files import write_seed
 from experiments.app.widgets import EXCLUSIVE, NO_PROGRESS, connect_set, enable_download, image_list_input
 
 INTRODUCTION = """
-The model fails on concepts that its training captions rarely mention.
+Diffusion models often fail on concepts that training captions rarely mention.
 
-1. Choose a set of references of such a concept, or add one to five images and a prompt. The page shows plain samples.
+1. Choose a set of references of a rare concept, or add one to five images and a prompt. The page shows plain samples:
+   images of the prompt from random seeds.
 2. Press *Optimize*. The page inverts the references to seeds, starts at the NAO centroid of these seeds, and improves
    the seed with SeedSelect.
 """
 EXPLANATION = (
     "The loss measures how far an image is from the mean of the references, in the features of CLIP and in the latent "
-    "space: lower is closer. A *copy* is closer to a reference than 95 % of the pairs of references are to each other, "
-    "by the perceptual distance of the experiments; every other image is *new*."
+    "space: lower is closer. An image is a *copy* if its perceptual distance to a reference is smaller than 95 % of "
+    "the distances between two references. Every other image is *new*."
 )
 SCROLL_TO_RESULTS_JS = """() => {
   if (window.innerWidth < 768) document.getElementById("rare-results").scrollIntoView({behavior: "smooth"});
@@ -45,10 +46,9 @@ SCROLL_TO_RESULTS_JS = """() => {
 
 @dataclass
 class RunState:
-    """Whether the optimization of a visitor should continue. The handlers of both buttons share this state.
+    """State that the buttons Optimize and Stop share: the optimization stops when ``active`` is False.
 
-    The optimization stops when ``active`` is False. The option ``cancels`` of Gradio is not used, because every output
-    would show "Error" if an iteration were interrupted.
+    Gradio's option ``cancels`` is not used, because every output shows "Error" after an iteration is interrupted.
     """
 
     active: bool = False
@@ -56,14 +56,14 @@ class RunState:
 
 @dataclass(frozen=True)
 class PlainSamples:
-    """The plain samples of a prompt."""
+    """The plain samples of a prompt: images that are generated from random seeds."""
 
     prompt: str
     images: list[Image.Image]
 
 
 def rare_tab(context: AppContext, folder: Path, tab: gr.Tab) -> None:
-    """Create the components of ``tab``. Seed files for download are written to ``folder``."""
+    """Create the components of the tab Rare concept. Seed files for download are written to ``folder``."""
     gr.Markdown(INTRODUCTION)
     plain = gr.State(None)
     with gr.Row():
@@ -135,17 +135,17 @@ def _start(run: RunState) -> tuple:
 
 def _stop(run: RunState) -> str:
     run.active = False
-    return status_html("Stopping after this update.")
+    return status_html("The optimization stops after this update.")
 
 
 def _finish(run: RunState) -> tuple:
-    return *_buttons(is_running=False), "" if run.active else status_html("Stopped; the best seed is kept.")
+    return *_buttons(is_running=False), "" if run.active else status_html("Stopped; the best seed can be downloaded.")
 
 
 def _tab_selected(
     context: AppContext, plain: PlainSamples | None, references: Sequence[Image.Image], prompt: str
 ) -> tuple:
-    """Show plain samples of the initial images when the tab is opened for the first time."""
+    """Show plain samples for the prompt of the initial references when the tab is opened for the first time."""
     if plain is None and references and prompt.strip():
         return _sample_plain(context, plain, references, prompt)
     return (gr.skip(),) * 5
@@ -154,7 +154,7 @@ def _tab_selected(
 def _images_changed(
     context: AppContext, plain: PlainSamples | None, references: Sequence[Image.Image], prompt: str
 ) -> tuple:
-    """Remove the results of the previous images. Show plain samples at once if there are images and a prompt."""
+    """Remove the results for the previous references. If there are references and a prompt, show plain samples."""
     if references and prompt.strip():
         return *_sample_plain(context, plain, references, prompt), "", ""
     return plain, gr.update(visible=False), "", "", gr.update(visible=False), "", ""
@@ -163,7 +163,10 @@ def _images_changed(
 def _sample_plain(
     context: AppContext, plain: PlainSamples | None, references: Sequence[Image.Image], prompt: str
 ) -> tuple:
-    """Generate the plain samples of ``prompt``, unless they are known, and show them without results of SeedSelect."""
+    """Show the plain samples of ``prompt``, and hide the results of SeedSelect.
+
+    The plain samples are generated unless ``plain`` contains the samples of ``prompt``.
+    """
     check_inputs(prompt, references)
     prompt = prompt.strip()
     if plain is None or plain.prompt != prompt:
@@ -172,7 +175,7 @@ def _sample_plain(
 
 
 def _prepare(context: AppContext, plain: PlainSamples | None, references: Sequence[Image.Image], prompt: str) -> tuple:
-    status = status_html("Inverting the references and computing the NAO centroid of their seeds.")
+    status = status_html("Inverting the references and computing the NAO centroid of the seeds.")
     return *_sample_plain(context, plain, references, prompt), status
 
 
@@ -193,7 +196,7 @@ def _captions(
     references: Sequence[Image.Image],
     losses: Sequence[float] | None,
 ) -> list[str]:
-    """Return one caption per image: its loss, if it is known, and its nearest reference."""
+    """Return one caption per image, with the loss of the image if ``losses`` is not None, and the nearest reference."""
     nearest = nearest_references(context, images, references)
     captions = ["" if nearest is None else nearest[k].text for k in range(len(images))]
     if losses is None:
@@ -226,7 +229,7 @@ def _optimize(
 
 
 def _status(losses: Sequence[float], iterations: int) -> str:
-    """Return the progress in one line. The loss before the first update is that of the start."""
+    """Return the progress of the optimization in one line. ``losses[0]`` is the loss of the initial seed."""
     updates = len(losses) - 1
     if not updates:
         return f"Start: loss {losses[0]:.3f}. Computing update 1 of {iterations}."
@@ -242,7 +245,7 @@ def _ours_html(
     first: SelectionProgress,
     progress: SelectionProgress,
 ) -> str:
-    """Return the images of the start, of the update with the lowest loss, and of the last update, as HTML."""
+    """Return HTML with the images of the initial seed, of the seed with the lowest loss, and of the current seed."""
     images, shown_losses, titles = [first.image], [losses[0]], ["Start (NAO centroid)"]
     if progress.iteration:
         if progress.best_loss < losses[0]:

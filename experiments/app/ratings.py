@@ -1,4 +1,4 @@
-"""Blind comparison of the images of a finished run: selection and order of the images, and answers of the raters."""
+"""Blind comparison of the images of a finished run: the questions to the raters, and the answers of the raters."""
 
 from __future__ import annotations
 
@@ -24,18 +24,19 @@ from experiments.cache.atomic import atomic_write, finished_files
 from experiments.reporting.human_ratings import TIE
 
 RESULT_TENSORS = ("edited", "reconstructions", "images")
-"""Names of the tensors that can have the results of a unit. The first one that the unit contains is compared.
+"""Names of the tensors that can contain the result images of a unit.
 
-If the results are in another tensor than ``images``, then ``images`` has the input images.
+The first of these tensors that the unit contains is compared. If the compared tensor is not ``images``, then ``images``
+contains the input images.
 """
 MAX_SHOWN_REFERENCES = 3
-"""Number of reference images that are shown with a question."""
+"""Maximum number of reference images that are shown with a question."""
 RATER_NAME = re.compile(r"[\w .@-]{1,60}")
 
 
 @dataclass(frozen=True)
 class ImageRef:
-    """An image on disk. It is the entry ``row`` of the tensor named ``tensor`` in the file of a unit."""
+    """An image on disk: the entry with the index ``row`` of the tensor ``tensor`` in the file of a unit."""
 
     file: Path
     tensor: str
@@ -53,9 +54,9 @@ class Item:
 
     Attributes:
         name: unique name of the item.
-        concept: name of the concept of the images, in the experiments on rare concepts.
-        prompt: prompt of the images, which may be empty.
-        images: image of each method, by the name of the method.
+        concept: name of the concept that the images show, in experiments on rare concepts.
+        prompt: prompt of the images; may be empty.
+        images: dict that maps the name of a method to its image.
         input: input image of the methods; None if the run did not save it.
     """
 
@@ -68,13 +69,13 @@ class Item:
 
 @dataclass(frozen=True)
 class Question:
-    """An item that is shown to a rater. ``order`` has the methods of the images from left to right."""
+    """An item that is shown to a rater. ``order`` contains the methods of the images from left to right."""
 
     item: Item
     order: tuple[str, ...]
 
     def images(self) -> list[Image.Image]:
-        """Read the images of the item from disk, in the order from left to right."""
+        """Read the images of the item from disk and return them from left to right."""
         return [self.item.images[method].read() for method in self.order]
 
 
@@ -103,7 +104,7 @@ def read_run(folder: str | Path) -> list[Item]:
 
 
 def _unit_files(units: Path) -> dict[str, list[Path]]:
-    """Return the files of all units by method. A method that ran with several settings has one entry per cache key."""
+    """Return the files of all units, by method. A method with several settings has one entry per setting."""
     files = {}
     for method in sorted(path for path in units.glob("*") if path.is_dir()):
         folders = sorted(path for path in method.iterdir() if finished_files(path, "*.safetensors"))
@@ -114,7 +115,7 @@ def _unit_files(units: Path) -> dict[str, list[Path]]:
 
 
 def _read_unit(file: Path) -> list[tuple[str, str, str, ImageRef, ImageRef | None]]:
-    """Return item name, concept, prompt, result image and input image of each finite image of a unit."""
+    """Return item name, concept, prompt, result image and input image for each finite result image of a unit."""
     try:
         with safe_open(file, framework="pt") as unit:
             metadata = unit.metadata() or {}
@@ -124,7 +125,7 @@ def _read_unit(file: Path) -> list[tuple[str, str, str, ImageRef, ImageRef | Non
             mask = f"{tensor}_finite"
             finite = unit.get_tensor(mask).tolist() if mask in names else [True] * count
     except SafetensorError:
-        return []  # the file is incomplete, because the run is being computed again
+        return []  # the file is damaged or not complete
     if tensor is None:
         return []
     unit_name = metadata.get("unit", file.stem)
@@ -146,13 +147,16 @@ def _read_unit(file: Path) -> list[tuple[str, str, str, ImageRef, ImageRef | Non
 
 
 def _sample_records(metadata: dict[str, str]) -> list[dict]:
-    """Return the records of the samples of a unit. Units with such records contain only the images that are finite."""
+    """Return the records of the samples of a unit.
+
+    If a unit has records, its images are only the samples that are finite.
+    """
     record = json.loads(metadata.get("record", "{}"))
     return record.get("samples", []) if isinstance(record, dict) else []
 
 
 def methods_of(items: Sequence[Item], folder: str | Path) -> list[str]:
-    """Return the names of all methods that have an image in ``items``, in the order of the table of the run."""
+    """Return the names of all methods that have an image in ``items``, in the order of the run's results table."""
     names = {method for item in items for method in item.images}
     rows = json.loads((Path(folder) / "results.json").read_text(encoding="utf-8")).get("rows", [])
     in_table = [str(row.get("method")) for row in rows]
@@ -160,13 +164,13 @@ def methods_of(items: Sequence[Item], folder: str | Path) -> list[str]:
 
 
 def read_references(folder: str | Path, items: Sequence[Item]) -> dict[str, list[Image.Image]]:
-    """Return the reference images of the concepts of ``items``, by the name of the concept.
+    """Return a dict that maps each concept of ``items`` to its reference images.
 
-    The references are read from the data source that the config of the run names. The result is empty for experiments
-    without concepts.
+    The reference images are read from the data source in the config of the run. If the experiment has no concepts, the
+    result is empty.
 
     Raises:
-        ValueError, OSError: the data are no longer where they were, or are invalid.
+        ValueError, OSError: the data do not exist or are invalid.
     """
     config = OmegaConf.load(Path(folder) / "config.yaml")
     source = OmegaConf.select(config, "task.source")
@@ -191,7 +195,7 @@ def read_references(folder: str | Path, items: Sequence[Item]) -> dict[str, list
 def build_questions(items: Sequence[Item], methods: Sequence[str], rater: str) -> list[Question]:
     """Return one question for each item that has an image of every method.
 
-    The order of the questions and the positions of the methods are random. They depend on the name of the rater only.
+    The order of the questions and the positions of the methods are random; the name of the rater is the random seed.
 
     Raises:
         ValueError: there are fewer than two or more than three methods, the methods have no item in common, or the name
@@ -209,7 +213,7 @@ def build_questions(items: Sequence[Item], methods: Sequence[str], rater: str) -
 
 
 def validate_rater(name: str) -> str:
-    """Return the name of a rater without surrounding spaces; raise ValueError if it cannot be part of a file name."""
+    """Return the name of a rater without surrounding spaces; raise ValueError if a character is not allowed."""
     if not RATER_NAME.fullmatch(name.strip()) or not name.strip(" ."):
         raise ValueError("enter your name: up to 60 letters, digits, spaces, dots, dashes or @.")
     return name.strip()
@@ -242,15 +246,17 @@ class Ratings:
         return pd.read_parquet(self.path)
 
     def unanswered(self, questions: Sequence[Question]) -> list[Question]:
-        """Return the questions that the rater has not answered yet."""
+        """Return the questions that the rater has not answered."""
         done = {(row.item, tuple(sorted(row.shown))) for row in self.table().itertuples()}
         return [question for question in questions if (question.item.name, tuple(sorted(question.order))) not in done]
 
     def add(self, question: Question, answer: int) -> None:
-        """Write the answer to a question to disk: the position of the better image (1 is leftmost), or 0 for a tie.
+        """Write the answer to a question to disk.
+
+        The answer is the position of the better image, counted from 1 at the left, or 0 for a tie.
 
         Raises:
-            ValueError: ``answer`` is not the position of an image.
+            ValueError: ``answer`` is neither the position of an image nor 0.
         """
         if not 0 <= answer <= len(question.order):
             raise ValueError(f"answer: must be 1 to {len(question.order)}, or 0 for a tie, got {answer}.")

@@ -1,7 +1,7 @@
 """Files that visitors download: edited images, and seeds in the format of ``rnri.PipelineInversion.save``.
 
-A file with the seed of an inversion contains the whole inversion, so that ``rnri.load`` reads it. A file with an
-optimized seed contains only the seed and the arguments of the pipeline call.
+If an inversion computed the seed, the seed file contains the complete inversion, and ``rnri.load`` can read the file.
+If the seed was optimized, the seed file contains only the seed and the arguments of the pipeline call.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from experiments.app.edits import Seed
 from rnri.seed_file import read_seed_file, write_seed_file
 
 MAX_FILE_AGE_S = 3600
-"""Files in the folder for downloads that are older are deleted. The server has copied them to its cache before."""
+"""Age in seconds at which files in the folder for downloads are deleted. Gradio serves downloads from its cache."""
 
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -35,9 +35,9 @@ def delete_old_files(folder: Path) -> None:
 
 
 def write_image(image: Image.Image, prompt: str, folder: Path) -> Path:
-    """Write ``image`` as a PNG file and return the path. The file name consists of the words of ``prompt``."""
+    """Write ``image`` to a PNG file and return the path. The file name consists of the words of ``prompt``."""
     delete_old_files(folder)
-    digest = hashlib.sha256(image.tobytes()).hexdigest()[:16]  # images with the same prompt have different folders
+    digest = hashlib.sha256(image.tobytes()).hexdigest()[:16]  # images with equal prompts need different folders
     name = "-".join(re.findall(r"[a-z0-9]+", prompt.lower()))[:80].strip("-")
     path = folder / digest / f"{name or 'edit'}.png"
     path.parent.mkdir(exist_ok=True)
@@ -64,7 +64,7 @@ def write_seed(seed: Seed, folder: str | Path) -> Path:
 
 
 def read_stored_seed(digest: str, context: AppContext, folder: Path) -> Seed | None:
-    """Return the seed with this digest that :func:`write_seed` wrote to ``folder``; None if the file is deleted."""
+    """Read the seed with the digest ``digest`` that :func:`write_seed` wrote; return None if the file is deleted."""
     path = _seed_path(digest, folder)
     if not DIGEST.fullmatch(digest) or not path.is_file():
         return None
@@ -77,9 +77,9 @@ def _seed_path(digest: str, folder: Path) -> Path:
 
 
 def read_seed(path: str | Path, context: AppContext, *, name: str = "") -> Seed:
-    """Read a seed from a file of the page, or from a file that ``rnri.PipelineInversion.save`` wrote for one image.
+    """Read a seed from a file that this page or ``rnri.PipelineInversion.save`` wrote.
 
-    Error messages show ``name`` instead of the file name.
+    If ``name`` is set, error messages contain ``name`` instead of the file name.
 
     Raises:
         ValueError: the file is not a seed file or contains several seeds, the seed is from another checkpoint or has
@@ -129,6 +129,6 @@ def _check(seed: Seed, context: AppContext, name: str) -> None:
         raise ValueError(f"{name} has a seed that is not finite; invert its image again.")
     timesteps = context.model.schedule(seed.steps).timesteps
     if seed.inversion is not None and not torch.equal(seed.inversion.timesteps.cpu(), timesteps.cpu()):
-        raise ValueError(f"{name} has other timesteps than the model of the page; start the page with its scheduler.")
+        raise ValueError(f"{name} has other timesteps than the model of the page; use the seed's scheduler.")
     if not 1 <= seed.guidance < float("inf"):
         raise ValueError(f"{name} has guidance {seed.guidance:g}; must be >= 1.")

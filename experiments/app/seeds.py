@@ -1,4 +1,4 @@
-"""Computations of the tab Seeds: paths between two seeds, averages of several seeds, and the images of both."""
+"""Computations of the tab Seeds: paths between two seeds, averages of several seeds, and images of these seeds."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ DESCRIPTIONS = {
     "Spherical mean": "The mean direction of the seeds, with the mean of their norms.",
     "NAO centroid": "The seed with the smallest sum of NAO distances to all seeds.",
 }
-"""What each average of seeds is."""
+"""Descriptions of the averages of seeds, by name."""
 FRAME_MS, END_FRAME_MS = 150, 900
-"""Time in milliseconds for which an animation shows a point of the path, and an end of the path."""
+"""Times in milliseconds for which an animation shows an inner point of the path and an end of the path."""
 VIDEO_FPS = 20
-"""Frames per second of a video. Both times are multiples of the time of a frame."""
+"""Frames per second of a video. The two times above must be multiples of the time of a frame."""
 
 
 @dataclass(frozen=True)
 class Average:
-    """An average of seeds: its name, a sentence that describes it, the norm of the seed, and its image."""
+    """An average of seeds: its name, a description, its norm, and the image that is generated from it."""
 
     name: str
     description: str
@@ -53,9 +53,9 @@ class SeedPaths:
     """Paths between two seeds and averages of all seeds.
 
     Attributes:
-        images: images of the points of NAO's path from the first seed to the second.
-        norms: norms of the points of each path, by the name of the path. The first path is NAO's path.
-        typical_norm: the most likely norm of a seed from the normal distribution.
+        images: images of the points of NAO's path from the first seed to the second seed.
+        norms: dict that maps the name of a path to the norms of its points. The first path is NAO's path.
+        typical_norm: the most likely norm of a standard Gaussian seed.
         averages: the averages of all seeds.
     """
 
@@ -66,7 +66,7 @@ class SeedPaths:
 
     @property
     def summary(self) -> str:
-        """The smallest norm on NAO's path and on the straight path, in one line."""
+        """One line of text with the smallest norm on NAO's path and on the path of linear interpolation."""
         nao_norm = min(self.norms["NAO"])
         linear_norm = min(self.norms["linear"])
         return (
@@ -76,7 +76,7 @@ class SeedPaths:
 
 
 def invert_images(context: AppContext, images: Sequence[Image.Image], prompts: Sequence[str]) -> Tensor:
-    """Return the seeds ``[n,C,h,w]`` of ``images`` under ``prompts``, on the CPU.
+    """Invert ``images`` with ``prompts``; return the seeds ``[n,C,h,w]`` on the CPU.
 
     Raises:
         ValueError: the number of images is not allowed, a seed is not finite, or ``rnri.invert`` raised an error.
@@ -88,13 +88,13 @@ def invert_images(context: AppContext, images: Sequence[Image.Image], prompts: S
 
 
 def invert_batch(context: AppContext, images: Sequence[Image.Image], prompts: Sequence[str]) -> rnri.PipelineInversion:
-    """Invert ``images`` under ``prompts`` with the settings of the page. The caller must hold the lock of ``context``.
+    """Invert ``images`` with ``prompts`` and the settings of the page. The caller must hold ``context.lock``.
 
     Raises:
         ValueError: a seed is not finite, or ``rnri.invert`` raised an error.
     """
     with warnings.catch_warnings():
-        # the page samples without the scheduler of the pipeline
+        # the warning does not apply, because the page does not sample with the scheduler of the pipeline
         warnings.filterwarnings("ignore", message="a plain call of the pipeline with its scheduler")
         inversion = rnri.invert(
             context.model.pipeline,
@@ -113,12 +113,13 @@ def invert_batch(context: AppContext, images: Sequence[Image.Image], prompts: Se
 def add_prompt_lines(text: str, count: int, prompts: Sequence[str]) -> str:
     """Add the prompts of new images to ``text``, which has one line per image.
 
-    An image without a prompt has an empty line, so that every prompt stays in the line of its image.
+    The line of an image without a prompt is empty, so that line k is always the prompt of image k.
 
     Args:
-        text: the lines of the first ``count`` images; further lines were written before their images were added.
+        text: the prompts so far, one line per image. If ``text`` has more than ``count`` lines, the further lines are
+            the prompts of new images.
         count: number of images before the new images.
-        prompts: prompts of the new images; all are empty for uploaded images.
+        prompts: prompts of the new images; the prompt of an uploaded image is empty.
     """
     lines = text.split("\n") if text else []
     lines += [""] * (count - len(lines))
@@ -129,7 +130,7 @@ def add_prompt_lines(text: str, count: int, prompts: Sequence[str]) -> str:
 
 
 def broadcast_prompts(text: str, count: int) -> list[str]:
-    """Split ``text`` into ``count`` prompts, one per line. A single line is the prompt of all images.
+    """Split ``text`` into ``count`` prompts, one per line. If ``text`` has one line, it is the prompt of all images.
 
     Raises:
         ValueError: the number of lines is neither 1 nor ``count``, or an image has an empty line.
@@ -152,13 +153,13 @@ def broadcast_prompts(text: str, count: int) -> list[str]:
 def explore(context: AppContext, seeds: Tensor, prompts: Sequence[str]) -> SeedPaths:
     """Compute paths between the first two of n seeds and averages of all seeds, and generate their images.
 
-    If the first two prompts differ, then the text embeddings are interpolated linearly along the path, so that the path
-    ends at the second image. The averages are generated with the mean of the text embeddings of all prompts.
+    If the first two prompts differ, the text embeddings are interpolated linearly along the path, so that the path ends
+    at the second image. The images of the averages are generated with the mean text embedding of all prompts.
 
     Args:
         context: the model and the settings of the page.
-        seeds: ``[n,C,h,w]``.
-        prompts: the n prompts under which the images were inverted.
+        seeds: seeds of n images, ``[n,C,h,w]``.
+        prompts: the n prompts with which the images were inverted.
     """
     a, b = seeds[0], seeds[1]
     paths = {
@@ -188,7 +189,7 @@ def explore(context: AppContext, seeds: Tensor, prompts: Sequence[str]) -> SeedP
             Average(
                 name,
                 f"{DESCRIPTIONS[name]} Its norm is {_compare(norm, typical_norm)} the typical norm; "
-                f"its image has {_compare(_detail(image), detail)} the detail of the ends of the path.",
+                f"its image has {_compare(_detail(image), detail)} the detail of the images at the ends of the path.",
                 norm,
                 image,
             )
@@ -198,7 +199,7 @@ def explore(context: AppContext, seeds: Tensor, prompts: Sequence[str]) -> SeedP
 
 
 def _detail(image: Image.Image) -> float:
-    """Return the detail of an image: the mean absolute difference of neighboring pixels, from 0 to 255."""
+    """Return the detail of an image: the mean absolute difference between neighboring pixels, in [0, 255]."""
     pixels = np.asarray(image, dtype=np.float64)
     return float((np.abs(np.diff(pixels, axis=0)).mean() + np.abs(np.diff(pixels, axis=1)).mean()) / 2)
 
@@ -214,7 +215,8 @@ def sample_images(
 ) -> list[Image.Image]:
     """Generate the images of ``seeds [m,C,h,w]``.
 
-    ``prompts`` has one prompt per seed. With ``weights [m,n]``, it has n prompts, see :func:`blended_predictor`.
+    Without ``weights``, there is one prompt per seed. With ``weights [m,n]``, the text embedding of each image is a
+    weighted mean of the text embeddings of n prompts, see :func:`blended_predictor`.
     """
     model = context.model
     with context.lock:
@@ -230,12 +232,12 @@ def sample_images(
 def blended_predictor(
     model: LatentDiffusion, prompts: Sequence[str], weights: Tensor, guidance: float
 ) -> NoisePredictor:
-    """Return a predictor for m images, whose text embeddings are weighted means of those of n prompts.
+    """Return a predictor for m images; the text embedding of an image is a weighted mean over n prompts.
 
     Args:
         model: the diffusion model.
         prompts: n prompts.
-        weights: ``[m,n]``; the weights of an image add up to 1.
+        weights: weights of the prompts for each image, ``[m,n]``; the sum over the prompts is 1.
         guidance: guidance scale.
     """
     predictor = model.predictor([prompts[0]] * len(weights), guidance)
@@ -246,7 +248,7 @@ def blended_predictor(
     def blend(values: Tensor) -> Tensor:
         if values.is_floating_point():
             return torch.tensordot(weights.to(values), values, dims=1)
-        used = (weights > 0).float().to(values.device)  # a mask marks the tokens of all prompts with a weight
+        used = (weights > 0).float().to(values.device)  # a mask contains the tokens of all used prompts
         return (torch.tensordot(used, values.float(), dims=1) > 0).to(values.dtype)
 
     positive = Condition(blend(embeddings.text), {name: blend(value) for name, value in embeddings.added.items()})
@@ -254,7 +256,7 @@ def blended_predictor(
 
 
 def write_gif(images: Sequence[Image.Image], path: Path) -> Path:
-    """Write an endless animation that shows ``images`` forward and backward; return ``path``."""
+    """Write a GIF that shows ``images`` forward and backward in an endless loop; return ``path``."""
     frames, durations = _timeline([enlarge(image) for image in images])
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0)
     return path
@@ -265,19 +267,19 @@ def write_mp4(images: Sequence[Image.Image], path: Path) -> Path:
     frames = [enlarge(image) for image in images]
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=VIDEO_FPS, options={"crf": "18"})
-        stream.width, stream.height = (side - side % 2 for side in frames[0].size)  # H.264 needs even sides
-        stream.pix_fmt = "yuv420p"  # other pixel formats are not played by all browsers
+        stream.width, stream.height = (side - side % 2 for side in frames[0].size)  # H.264 needs even numbers
+        stream.pix_fmt = "yuv420p"  # some browsers do not play other pixel formats
         for image, duration in zip(*_timeline(frames), strict=True):
             frame = av.VideoFrame.from_image(image.crop((0, 0, stream.width, stream.height)))
             for _ in range(duration * VIDEO_FPS // 1000):
-                frame.pts = None  # the encoder numbers the frames
+                frame.pts = None  # the encoder sets the time of a frame
                 container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path
 
 
 def _timeline(frames: Sequence[Image.Image]) -> tuple[list[Image.Image], list[int]]:
-    """Return the frames of an animation that runs forward and backward, and the time in ms of each frame."""
+    """Return the frames of an animation that runs forward and backward, and the duration of each frame in ms."""
     animation = [*frames, *frames[-2:0:-1]]
     durations = [FRAME_MS] * len(animation)
     durations[0] = durations[len(frames) - 1] = END_FRAME_MS
@@ -285,7 +287,10 @@ def _timeline(frames: Sequence[Image.Image]) -> tuple[list[Image.Image], list[in
 
 
 def norm_figure(paths: SeedPaths, index: int) -> Figure:
-    """Plot the norm of the seed at each point of the paths. A marker shows the point ``index`` of NAO's path."""
+    """Plot the norm of the seed at each point of the paths.
+
+    A marker shows the point with the index ``index`` of NAO's path.
+    """
     figure = Figure(figsize=(6, 3.2), layout="constrained")
     axis = figure.subplots()
     for (name, norms), style in zip(paths.norms.items(), ("-", ":", "--"), strict=True):

@@ -28,18 +28,18 @@ from experiments.app.uploads import enlarge
 from experiments.app.widgets import EXCLUSIVE, NO_PROGRESS, connect_set, enable_download, image_list_input
 
 INTRODUCTION = """
-1. Choose a pair, or add two to eight images with their prompts.
-2. Press *Show the path*. The page inverts the images to seeds, and generates the images of points between the first two
-   seeds, and of averages of all seeds.
+1. Choose a pair of example images, or add two to eight images and their prompts.
+2. Press *Show the path*. The page inverts the images to seeds. Then the page generates images from points on the path
+   between the first two seeds, and from averages of all seeds.
 """
-DETAIL = "The detail of an image is the mean absolute difference of neighboring pixels."
+DETAIL = "The detail of an image is the mean absolute difference between neighboring pixels."
 SCROLL_TO_RESULTS_JS = """() => {
   if (window.innerWidth < 768) document.getElementById("seeds-results").scrollIntoView({behavior: "smooth"});
 }"""
 
 
 def seeds_tab(context: AppContext, folder: Path) -> None:
-    """Create the components of the tab. Animations for download are written to ``folder``."""
+    """Create the components of the tab Seeds. Animations for download are written to ``folder``."""
     paths = gr.State(None)
     gr.Markdown(INTRODUCTION)
     with gr.Row():
@@ -95,14 +95,14 @@ def _compute(context: AppContext, folder: Path, images: list[Image.Image], text:
 
 
 def _describe_prompts(prompts: list[str]) -> str:
-    """Tell with which prompts the images of the path and of the averages are generated."""
+    """Return a sentence that states with which prompts the images of the path and of the averages are generated."""
     if len(set(prompts)) == 1:
         return f"All images are generated with the prompt: {prompts[0]}."
     if prompts[0] == prompts[1]:
-        return "The path has the prompt of image 1; the averages have the mean of the text embeddings of all prompts."
+        return "The path uses the prompt of image 1; the averages use the mean of the text embeddings of all prompts."
     return (
         "The prompts of image 1 and image 2 differ, so that the text embeddings are interpolated linearly along the "
-        "path. The averages have the mean of the text embeddings of all prompts."
+        "path. The averages use the mean of the text embeddings of all prompts."
     )
 
 

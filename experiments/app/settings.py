@@ -1,4 +1,4 @@
-"""Validation of the keys of ``configs/app.yaml``, except for the model, the inversion method and SeedSelect."""
+"""Types of the keys of ``configs/app.yaml``, except for the model, the inversion method and SeedSelect."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rnri.validation import GuidanceScale, NonEmptyStr, dataclass
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of the page. The comments in ``configs/app.yaml`` describe each of them."""
+    """The settings of the page. The comments in ``configs/app.yaml`` describe the settings."""
 
     device: NonEmptyStr
     steps: PositiveInt | None

@@ -1,4 +1,4 @@
-"""Uploaded images and example images: they are checked and converted to the image size of the model."""
+"""Reads uploaded images and example images, checks them, and converts them to the image size of the model."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from torch import Tensor
 from experiments.app.checkpoint_info import MeasuredEdits
 from rnri.images import fit
 
-pillow_heif.register_heif_opener()  # photos of phones
+pillow_heif.register_heif_opener()  # photos from phones are HEIC files
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".heic", ".heif")
 MIN_DISPLAY_SIZE = 384
-"""Images that are smaller than this many pixels per side are enlarged when the page displays them."""
+"""Images with fewer pixels per side are enlarged when the page displays the images."""
 MAX_EXAMPLES = 12
 DRAFT_FACTOR = 2
-"""JPEG files are decoded with at least this many times the size of the model's images."""
+"""Large JPEG files are decoded at a reduced size, which is at least this factor times the image size of the model."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class Example:
 
     Attributes:
         image: the image, in the image size of the model.
-        prompt: prompt of the image, which may be empty.
-        edited_prompts: edited prompts by the text of their button, which may be empty. The first one is shown with the
-            example.
+        prompt: prompt of the image; may be empty.
+        edited_prompts: dict that maps the text of a button to an edited prompt; may be empty. The page shows the first
+            edit with the example.
     """
 
     image: Image.Image
@@ -56,30 +56,31 @@ def read_image(
 ) -> Image.Image:
     """Read an image and convert it to ``size`` (H, W) with :func:`rnri.images.fit`.
 
-    The limits are compared with the file size and with the header of the file, before the pixels are decoded.
+    The file size and the number of pixels in the header of the file are checked before the pixels are decoded.
 
     Args:
         source: path of the file, or its content.
         size: height and width of the result in pixels.
         limits: maximum file size and number of pixels.
-        name: file name that error messages show; default: the name of ``source``.
+        name: file name in error messages; if empty, the name of ``source``.
 
     Raises:
-        ValueError: the file is empty, too large, damaged, not an image, or has gray levels whose maximum is unknown.
+        ValueError: the file is empty, too large, damaged, not an image, or a grayscale image with an unknown maximum
+            value.
     """
     data, name = _read_bytes(source, name, limits.max_bytes)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # checked below
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # max_pixels is the limit
             image = Image.open(io.BytesIO(data))
-    except Exception as error:  # PIL raises many types of exceptions for damaged files
+    except Exception as error:  # PIL raises exceptions of many types for damaged files
         raise ValueError(f"{name} is not a readable image: choose a PNG, JPEG, WebP or HEIC file.") from error
     if image.width * image.height > limits.max_pixels:
         raise ValueError(
             f"{name} has {image.width} x {image.height} pixels, at most {limits.max_pixels:,} are allowed: resize it."
         )
     side = DRAFT_FACTOR * max(size)
-    image.draft(None, (side, side))  # a JPEG file is decoded at 1/2, 1/4 or 1/8 of its size if that is large enough
+    image.draft(None, (side, side))  # decode a JPEG file at 1/2, 1/4 or 1/8 of its size if the result is large enough
     try:
         return fit(image, size)
     except Exception as error:
@@ -87,7 +88,7 @@ def read_image(
 
 
 def _read_bytes(source: str | Path | bytes, name: str, max_bytes: int) -> tuple[bytes, str]:
-    """Return content and name of a file; raise ValueError if the file is empty or larger than ``max_bytes``."""
+    """Return the content and the name of a file; raise ValueError if the file is empty or larger than ``max_bytes``."""
     if isinstance(source, bytes):
         data = source
         length = len(source)
@@ -105,7 +106,7 @@ def _read_bytes(source: str | Path | bytes, name: str, max_bytes: int) -> tuple[
 
 
 def enlarge(image: Image.Image) -> Image.Image:
-    """Enlarge an image for display by the smallest integer factor that gives ``MIN_DISPLAY_SIZE`` pixels per side."""
+    """Enlarge an image by the smallest integer factor for which each side has at least ``MIN_DISPLAY_SIZE`` pixels."""
     factor = -(-MIN_DISPLAY_SIZE // min(image.size))
     return image.resize((image.width * factor, image.height * factor), Image.Resampling.BICUBIC)
 
@@ -114,7 +115,7 @@ def to_pil(images: Tensor) -> list[Image.Image]:
     """Convert a float tensor ``[B,3,H,W]`` in [0, 1] to B PIL images.
 
     Raises:
-        ValueError: an image is not finite.
+        ValueError: an image contains NaN or infinity.
     """
     finite = images.detach().isfinite().flatten(1).all(1)
     if not finite.all():
@@ -133,8 +134,8 @@ def uint8_to_pil(pixels: Tensor | np.ndarray) -> Image.Image:
 def read_examples(source: str | Path | None, size: tuple[int, int], limits: UploadLimits) -> list[Example]:
     """Read example images from a folder, or from a table such as ``assets/emoji/drawings-*.parquet``.
 
-    The prompt of an image ``NAME.png`` in a folder is the text of ``NAME.txt``, as one line. The prompt is empty if
-    there is no such file. Every line of ``NAME.edits.txt`` is an edited prompt.
+    In a folder, the prompt of the image ``NAME.png`` is the text of ``NAME.txt``, converted to one line. The prompt is
+    empty if ``NAME.txt`` does not exist. Every line of ``NAME.edits.txt`` is an edited prompt.
 
     Raises:
         ValueError: ``source`` is neither a folder with images nor a table.
@@ -177,7 +178,7 @@ def _read_prompt(path: Path) -> str:
 
 
 def _read_edits(image: Path) -> dict[str, str]:
-    """Return the lines of the file of edited prompts by themselves; there are none without the file."""
+    """Return a dict that maps each line of the file of edited prompts to itself; empty if the file does not exist."""
     path = image.with_suffix(".edits.txt")
     lines = path.read_text(encoding="utf-8-sig").splitlines() if path.is_file() else []
     return {line.strip(): line.strip() for line in lines if line.strip()}
@@ -186,7 +187,7 @@ def _read_edits(image: Path) -> dict[str, str]:
 def read_measured_examples(
     source: str | Path | None, edits: Sequence[MeasuredEdits], size: tuple[int, int], limits: UploadLimits
 ) -> list[Example]:
-    """Return the drawings of the table ``source`` for which a checkpoint states measured ``edits``."""
+    """Return the drawings of the table ``source`` to which ``edits``, from the file of a checkpoint, apply."""
     if source is None or Path(source).suffix != ".parquet":
         return []
     table = pd.read_parquet(source, columns=["image_id", "image"]).set_index("image_id")
@@ -202,7 +203,7 @@ def read_measured_examples(
 
 
 def _read_drawings(path: Path, size: tuple[int, int], limits: UploadLimits) -> list[Example]:
-    """Read one drawing per concept, for at most ``MAX_EXAMPLES`` concepts that are evenly spaced in the table."""
+    """Read one drawing for each of at most ``MAX_EXAMPLES`` concepts, which are evenly spaced in the table."""
     table = pd.read_parquet(path, columns=["image", "concept", "phrase"]).drop_duplicates("concept")
     selected = table.iloc[:: max(1, len(table) // MAX_EXAMPLES)].head(MAX_EXAMPLES)
     return [

@@ -1,4 +1,4 @@
-"""Components that several tabs use, and options of events, for example to run one event with the model at a time."""
+"""Gradio components that several tabs use, and options of Gradio events."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from experiments.app.seeds import add_prompt_lines
 from experiments.app.uploads import enlarge
 
 EXCLUSIVE = {"concurrency_id": "model", "concurrency_limit": 1}
-"""Options of events that run a network. Only one such event of all visitors runs at a time."""
+"""Options of events that run a network: over all visitors, only one of these events runs at a time."""
 NO_PROGRESS = {"show_progress": "hidden"}
 LATEST_ONLY = {"trigger_mode": "always_last", **EXCLUSIVE, **NO_PROGRESS}
-"""Options of events that can arrive faster than they are processed. Only the latest waiting event is processed."""
+"""Options of events that can arrive faster than the page processes them: only the latest waiting event is processed."""
 PROGRESS = gr.Progress()
-"""Default argument of event handlers. In each call, Gradio replaces it by the progress bar of that call."""
+"""Default value of an argument of event handlers. Gradio replaces the value by the progress bar of the call."""
 
 
 def step_title(number: int, text: str) -> gr.HTML:
-    """Create the title of a numbered step."""
+    """Create the title of a step, with its number."""
     return gr.HTML(f'<p class="step"><b>{number}</b> {html.escape(text)}</p>', padding=False)
 
 
@@ -66,13 +66,12 @@ def image_list_input(
         context: the model and the settings of the page.
         prefix: first part of the element ids of the components.
         max_images: maximum number of images.
-        prompt_per_image: whether each image has a prompt in a line of its own, or all images have one prompt. The one
-            prompt of all images is empty until the user writes it, unless the first image is an example.
-        initial: images and prompts at the start, with which the inputs for other images are collapsed.
+        prompt_per_image: if True, the prompts have one line per image. If False, all images have the same prompt, which
+            is set automatically only if the first image is an example.
+        initial: images and prompts at the start. If ``initial`` is set, the inputs for other images are collapsed.
 
     Returns:
-        The state with the list of images, the text box with the prompts or the prompt, and the gallery that shows the
-        images.
+        The state with the list of images, the text box with the prompts, and the gallery that shows the images.
     """
     images = gr.State(initial.images if initial else [])
     with gr.Accordion("Your own images, or single examples", open=initial is None, elem_id=f"{prefix}-inputs"):
@@ -124,7 +123,7 @@ def image_list_input(
 
 
 def connect_set(button: gr.Button, images: Sequence[Image.Image], prompts: str, outputs: list[Any]) -> None:
-    """Make a click on ``button`` write ``images``, the enlarged images and ``prompts`` to ``outputs``."""
+    """Connect ``button`` so that a click writes ``images``, the enlarged images and ``prompts`` to ``outputs``."""
     chosen = (list(images), [enlarge(image) for image in images], prompts)
     button.click(lambda: chosen, None, outputs, **NO_PROGRESS)
 

@@ -257,7 +257,7 @@ def test_answers_can_be_undone_and_continued_and_results_are_hidden(visit):
     press(page, "3", "2 of 4")
     again = visit("Compare")
     start_rating(again, "ada", "2 of 4")
-    for message in ("3 of 4", "4 of 4", "All 4 are rated"):
+    for message in ("3 of 4", "4 of 4", "All 4 questions are answered"):
         press(again, "2", message)
     assert not again.locator("#compare-results").count() and "Krippendorff" not in again.inner_text("body")
 
@@ -281,7 +281,7 @@ def test_example_run_has_references_and_results(visit, example_server, tmp_path)
     visible(page, "#compare-references img", 3)
     for k in range(2, 6):
         press(page, "1", f"{k} of 5")
-    press(page, "0", "All 5 are rated")
+    press(page, "0", "All 5 questions are answered")
     page.locator("#compare-results").get_by_text("Results", exact=True).first.click()
     page.click("#compare-show")
     expect_text(page, "#compare-table", "between_ours")

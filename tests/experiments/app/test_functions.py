@@ -172,7 +172,7 @@ def test_second_sentence_reports_that_the_vae_is_the_limit(inverted):
 
     assert quality(Limited()) == (
         "Reconstruction: 17.6 of 17.6 dB, as good as the VAE allows. "
-        "The model's decoder cannot draw this image better than 17.6 dB."
+        "The VAE alone reproduces this image with a PSNR of only 17.6 dB."
     )
     assert "decoder" not in quality(inverted.inversion)
 
@@ -236,7 +236,7 @@ def test_words_that_the_model_has_not_learned_are_marked(context):
     info = context.info
     assert info.unknown_words("a drawing of a Fox with sunglasses, 8 on a white background") == ["sunglasses"]
     html = info.mark_unknown_words("a <fox> with sunglasses")
-    assert "has learned 3 of 4 words" in html and "&lt;fox&gt; with <mark>sunglasses</mark>" in html
+    assert "contain 3 of 4 words" in html and "&lt;fox&gt; with <mark>sunglasses</mark>" in html
     assert info.mark_unknown_words("a fox") == CheckpointInfo().mark_unknown_words("sunglasses") == ""
 
 
