@@ -47,7 +47,8 @@ class EditingModel:
         name: name of the model in the results.
         model: the text-to-image model.
         steps, guidance: number of steps and guidance scale of both inversion and sampling.
-        attention: edit method that reuses attention of the source image. Its class depends on the type of the network.
+        attention: edit method that reuses attention of the source image: Prompt-to-Prompt for a U-Net, attention
+            injection for a transformer.
     """
 
     name: str

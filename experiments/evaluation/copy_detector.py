@@ -107,7 +107,8 @@ class ImageScore:
 
     Attributes:
         distances: smallest distance between the image and a transformed version of a reference, divided by the mean
-            distance between two real images of the concept. The tuple has one distance per entry of ``DISTANCES``.
+            distance between two real images of the concept. The tuple contains the shape distance and the layout
+            distance.
         authentic: whether the image is farther from its nearest reference than this reference is from the nearest other
             real image (:func:`~experiments.evaluation.novelty.authentic_images`).
         m_cp: copy-paste measure (:func:`~experiments.evaluation.novelty.copy_paste_measure`), in [-1, 1].
@@ -135,10 +136,10 @@ class RealConcept:
 
     Attributes:
         references: number R of references.
-        versions: vectors ``[T, A, E]`` of T transformed versions of A images, for each entry of ``DISTANCES``. The A
-            images are the R references and at most one held-out image. The versions are recolored for the shape
-            distance, and shifted for the layout distance.
-        real: vectors ``[M, E]`` of the real images, for each entry of ``DISTANCES``.
+        versions: vectors ``[T, A, E]`` of T transformed versions of A images, for the shape distance and for the layout
+            distance. The A images are the R references and at most one held-out image. The versions are recolored for
+            the shape distance, and shifted for the layout distance.
+        real: vectors ``[M, E]`` of the real images, for the shape distance and for the layout distance.
         features: features of the classifier for the real images, ``[M, D]``.
         groups: group of each real image, such as the designer of a drawing.
     """
@@ -210,7 +211,7 @@ class ImageVectors:
     """Vectors of n images, which the copy detector compares with the vectors of real images.
 
     Attributes:
-        vectors: the vectors ``[n, E]`` of the images, for each entry of ``DISTANCES``.
+        vectors: the vectors ``[n, E]`` of the images, for the shape distance and for the layout distance.
         features: features of the classifier, ``[n, D]``.
     """
 
@@ -267,7 +268,7 @@ class CopyThreshold:
     scores: Mapping[str, Sequence[ImageScore]]
 
     def of(self, concept: str) -> tuple[float, ...] | None:
-        """Return one threshold per entry of ``DISTANCES`` for ``concept``, or None if there are no other concepts."""
+        """Return the thresholds of the two distances for ``concept``. If there are no other concepts, return None."""
         others = [scores for name, scores in self.scores.items() if name != concept]
         distances = [score.distances for scores in others for score in scores if score.distances is not None]
         if not distances:

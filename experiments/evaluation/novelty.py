@@ -38,7 +38,7 @@ def authentic_images(images: Tensor, references: Tensor, real: Tensor) -> Tensor
 
 
 def copy_paste_measure(images: Tensor, references: Tensor, others: Tensor) -> Tensor:
-    """Return the copy-paste measure M_CP of WithAnyone (ICLR 2026) for each image, float64 ``[n]`` in [-1, 1].
+    """Return the copy-paste measure M_CP of the paper WithAnyone (ICLR 2026), float64 ``[n]`` in [-1, 1].
 
     M_CP is the mean of ``(angle(g, t) - angle(g, r)) / angle(t, r)`` over all held-out real images t, where g is the
     generated image and r is its nearest reference. M_CP is 1 if g equals r, and -1 if g equals the only held-out image.

@@ -123,7 +123,9 @@ def reconstruction_tables(rows: Rows, paper: Rows) -> list[Table]:
 
 
 def vae_bounds(rows: Rows, compared: Rows) -> list[Mapping[str, Any]]:
-    """Return the rows with the VAE bound of a table whose other rows are ``compared``, one row per number of images.
+    """Return the rows with the VAE bound that belong to the table with the rows ``compared``.
+
+    There is one row per number of images in the table.
 
     The VAE bound is the PSNR of encoding and decoding images without inversion. Some settings use only the first images
     of the experiment. The VAE bound of the first images is computed from a row of ``compared``: it is the PSNR of the
@@ -140,9 +142,9 @@ def _needs_bound(row: Mapping[str, Any], counts: Collection[int]) -> bool:
 
 
 def compared_within(rows: Rows) -> str:
-    """Return a note on which rows of a table are compared for the best value, which is bold.
+    """Return the note that explains which rows of a table are compared to find the best value.
 
-    If all rows of a table are compared with each other, the note is empty.
+    The note is empty if all rows of a table are compared with each other.
     """
     conditions = varying([row for row in rows if not is_vae_bound(row)], list(CONDITIONS))
     return f"Bold: best value among rows with the same {' and '.join(conditions)}." if conditions else ""
