@@ -1,7 +1,7 @@
 """Measure how many captions per second are searched for the names of concepts on one CPU core.
 
-The counter of this project is compared with an Aho-Corasick automaton in Python, with Polars and with DuckDB. All of
-them count the names and synonyms of the ImageNet-1k classes in the same captions.
+The counter of this project is compared with an Aho-Corasick automaton in Python, with Polars and with DuckDB. All
+counters count the names and synonyms of the ImageNet-1k classes in the same captions.
 
 ``python -m benchmarks.count_captions`` uses synthetic captions. ``--file FILE --column NAME`` reads the captions from a
 column of a Parquet file. Polars and DuckDB are skipped if they are not installed.

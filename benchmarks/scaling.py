@@ -1,12 +1,13 @@
 """Measure how a run scales with the number of processes and devices: ``python -m benchmarks.scaling``.
 
-The first part of the benchmark inverts images in 1, 2, ... processes, each on one CPU core. A unit (piece of work) is
-the inversion of one image. The output contains the number of units per second of CPU time.
+The first part of the benchmark inverts images in 1, 2, ... processes, each on one CPU core. A unit of work is the
+inversion of one image. The output contains the number of units of work per second of CPU time.
 
 The second part simulates a run on up to 64 devices. The simulation uses the code and the files of a real run, but a
-virtual clock. On the virtual clock, a unit takes ``--unit-seconds`` seconds, and a file operation on the shared file
-system takes ``--latency-ms`` milliseconds. With ``--run``, the durations of units are read from the folder of a
-finished run. The output contains the ``efficiency``, which is the share of the time in which the devices compute units.
+simulated clock. A unit of work takes ``--unit-seconds`` seconds of simulated time, and a file operation on the shared
+file system takes ``--latency-ms`` milliseconds. With ``--run``, the durations of the units of work are read from the
+folder of a finished run. The output contains the ``efficiency``, the share of the time in which the devices are busy
+with units of work.
 
     OMP_NUM_THREADS=1 python -m benchmarks.scaling --processes 1 2 --devices 1 8 16 32 64 --figure scaling.png
 """
@@ -57,7 +58,7 @@ class ProcessResult:
 
     Attributes:
         processes: number of processes.
-        units_per_second: number of units per second of CPU time.
+        units_per_second: number of units of work per second of CPU time.
     """
 
     processes: int
@@ -70,12 +71,12 @@ class SimulationResult:
 
     Attributes:
         devices: number of devices.
-        unit_seconds: mean duration of a unit (piece of work), in seconds.
+        unit_seconds: mean duration of a unit of work, in seconds.
         latency_ms: duration of a file operation, in milliseconds.
-        units: number of units.
+        units: number of units of work.
         seconds: duration of the run, in seconds.
-        efficiency: share of the time in which the devices compute units.
-        operations: number of file operations per unit.
+        efficiency: share of the time in which the devices are busy with units of work.
+        operations: number of file operations per unit of work.
     """
 
     devices: int
@@ -169,7 +170,7 @@ def with_latency(clock: VirtualClock, latency: float) -> Iterator[None]:
 
 
 class FileUnits(UnitDataModule):
-    """Data module of units (pieces of work) whose results are empty files in ``folder``."""
+    """Data module of units of work whose results are empty files in ``folder``."""
 
     def __init__(self, names: Sequence[str], folder: Path) -> None:
         progress: Any = SimpleNamespace(begin=lambda _: None, finish=lambda *_: None, set_stage=lambda _: None)
@@ -185,13 +186,13 @@ class FileUnits(UnitDataModule):
 
 
 def claim(data: FileUnits, leases: Path, machine: str | None, compute: Callable[[str], object]) -> int:
-    """Compute units until all units are finished; return the number of units that this process or device computed.
+    """Compute units of work until all are finished; return the number that this process or device computed.
 
     Args:
-        data: the units (pieces of work).
+        data: the units of work.
         leases: folder of the leases, by which processes agree on who computes what.
         machine: name of a simulated machine; None for this machine.
-        compute: function that computes a unit.
+        compute: function that computes a unit of work.
     """
     manager = LeaseManager(leases, NO_TIMEOUT_S if machine else 3.0, NO_TIMEOUT_S if machine else 45.0)
     if machine is not None:
@@ -212,7 +213,7 @@ def simulate(devices: int, unit_seconds: Sequence[float], latency_ms: float) -> 
 
     Args:
         devices: number of devices; each simulated machine has eight devices.
-        unit_seconds: duration of each unit (piece of work), in seconds.
+        unit_seconds: duration of each unit of work, in seconds.
         latency_ms: duration of a file operation, in milliseconds.
     """
     clock = VirtualClock()
@@ -275,12 +276,12 @@ def measure_processes(processes: int, units: int, steps: int) -> ProcessResult:
 
 
 def measured_unit_seconds(run: Path) -> list[float]:
-    """Return the durations in seconds of the units (pieces of work) of a finished run.
+    """Return the durations in seconds of the units of work of a finished run.
 
-    The duration of a unit is the time between its file and the previous file, so that the first unit is omitted.
+    A duration is the time between two consecutive files of results. The first unit of work is therefore omitted.
 
     Raises:
-        ValueError: the folder has fewer than three units.
+        ValueError: the folder has fewer than three files of results.
     """
     times = sorted(path.stat().st_mtime for path in run.glob("units/**/*") if path.is_file())
     if len(times) < 3:
@@ -289,7 +290,7 @@ def measured_unit_seconds(run: Path) -> list[float]:
 
 
 def draw(results: Sequence[SimulationResult], path: Path) -> None:
-    """Draw the efficiency over the number of devices, with one line per duration of a unit and file latency."""
+    """Draw the efficiency over the number of devices, with one line per duration of a unit of work and latency."""
     figure, axes = figures.plt.subplots(figsize=(6.4, 3.6))
     for unit_seconds, latency in dict.fromkeys((r.unit_seconds, r.latency_ms) for r in results):
         line = [r for r in results if (r.unit_seconds, r.latency_ms) == (unit_seconds, latency)]

@@ -144,8 +144,7 @@ def load_networks(
 
     Args:
         trainer: trainer whose device and precision the networks use.
-        steps: all numbers of sampling steps that the experiment uses. The scheduler of the model must support each of
-            these numbers.
+        steps: all numbers of sampling steps that the experiment uses, which the scheduler of the model must support.
         model: function that loads the text-to-image model on the device ``device``.
         clip: function that loads CLIP on the device ``device``; None if CLIP is not needed.
         classifier: folder, Hugging Face Hub id or timm model name of the evaluation classifier; None if no classifier

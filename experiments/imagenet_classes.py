@@ -1,7 +1,4 @@
-"""The 1,000 classes of ImageNet-1k with the names that count tables, data sets and evaluation classifiers use.
-
-This module imports no other module of this project.
-"""
+"""The 1,000 classes of ImageNet-1k with the names that count tables, data sets and evaluation classifiers use."""
 
 from __future__ import annotations
 

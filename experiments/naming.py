@@ -1,7 +1,4 @@
-"""Normalization of names, so that names of folders, labels and concepts can be compared; names of metrics in loggers.
-
-This module imports no other module of this project.
-"""
+"""Normalization of the names of folders, labels and concepts, so that names can be compared; names of metrics."""
 
 from __future__ import annotations
 

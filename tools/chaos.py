@@ -2,15 +2,15 @@
 
 There are three tests:
 
-- By default, several processes divide units (pieces of work) among themselves, and random processes are repeatedly
-  killed with SIGKILL and replaced. To compute a unit, a process only writes a small file.
+- By default, several processes divide units of work among themselves, and random processes are repeatedly killed with
+  SIGKILL and replaced. A unit of work consists of writing a small file.
 - ``--command`` runs the default test with the experiment rare_concepts on a tiny random model.
 - ``--ddp torchrun`` and ``--ddp lightning`` run ``train.py`` with the experiment rare_concepts and several ranks. When
   one process is killed, the other processes have to exit with an error message. The same command is then run again.
 
-The printed summary contains the number of killed processes, of missing units and of units that were written twice. The
-summary also contains whether the results are equal to the results of a run in a single process. The exit status is 0 if
-the results are equal, no unit is missing and no unit was written twice.
+The printed summary contains the number of killed processes, of missing units of work and of units of work that were
+written twice. The summary also contains whether the results are equal to the results of a run in a single process. The
+exit status is 0 if the results are equal, no unit of work is missing, and no unit of work was written twice.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ class Summary:
         kills: number of processes that were killed.
         processes: number of processes that ran at the same time.
         seconds: duration of the test in seconds.
-        units: number of units (pieces of work).
-        missing: number of units that no process has written.
-        duplicates: number of units that were written more than once.
+        units: number of units of work.
+        missing: number of units of work that no process has written.
+        duplicates: number of units of work that were written more than once.
         results_equal: whether the results are equal to the results of a run in a single process.
     """
 
@@ -77,15 +77,15 @@ def unit_content(name: str) -> str:
 
 
 def run_worker(folder: Path, units: int, pause: float) -> None:
-    """Acquire leases on units and write the files of units, until the files of all units exist.
+    """Acquire leases (exclusive rights) on files and write the files, until all files exist.
 
-    The name of each written unit is appended to a journal file. This function does not import PyTorch, so that a
+    The name of each written file is appended to a journal file. This function does not import PyTorch, so that a
     process starts quickly.
 
     Args:
-        folder: folder of the units, the leases and the journal.
-        units: number of units (pieces of work).
-        pause: maximum duration of a unit, in seconds.
+        folder: folder of the files, the leases and the journal.
+        units: number of files.
+        pause: maximum waiting time before a file is written, in seconds.
     """
     from experiments.cache.atomic import atomic_write
     from experiments.runtime.leases import LeaseManager
@@ -107,7 +107,7 @@ def run_worker(folder: Path, units: int, pause: float) -> None:
 
 
 def append_to_journal(folder: Path, name: str) -> None:
-    """Append the name of a unit as a line to the journal file. The operating system writes a short line atomically."""
+    """Append ``name`` as a line to the journal file. The operating system writes such a short line atomically."""
     with open(folder / "journal", "a", buffering=1) as journal:
         journal.write(f"{name}\n")
 
@@ -122,7 +122,7 @@ def run_main_job(folder: Path) -> None:
 def squares(run_dir: str) -> RareConceptsExperiment:
     """Create the experiment of ``tests/configs/experiment/squares.yaml``.
 
-    The experiment appends the names of written units to the journal file.
+    The experiment appends the names of written results to the journal file.
     """
     import torch
 
@@ -136,7 +136,7 @@ def squares(run_dir: str) -> RareConceptsExperiment:
 
 
 def _journal_units(folder: Path) -> None:
-    """Patch ``UnitStore.write`` to append the name of each written unit to the journal file in ``folder``."""
+    """Patch ``UnitStore.write`` to append the name of each written result to the journal file in ``folder``."""
     from experiments.cache.store import UnitStore
 
     write = UnitStore.write
@@ -282,7 +282,7 @@ def stress_ddp(folder: Path, launcher: str, processes: int, *, kills: int, max_w
     """Run the test of ``--ddp``, which repeatedly kills one process of a run with several ranks and restarts the run.
 
     Every second time, a process is killed at a random time of at most ``max_wait`` seconds after the start, when most
-    processes are still loading modules and networks. The other times, a process is killed while units are being
+    processes are still loading modules and networks. The other times, a process is killed while results are being
     computed. When a run has finished, its results are compared with the results of a run in a single process, and the
     next run starts in a new folder.
     """
@@ -315,7 +315,7 @@ def _journal(folder: Path) -> list[str]:
 
 
 def _kill_one(tree: ProcessTree, seconds: float, units: int, *, generator: random.Random, summary: DdpSummary) -> bool:
-    """Wait until ``units`` units are written, wait ``seconds`` seconds, and kill a random process.
+    """Wait until ``units`` results are written, wait ``seconds`` seconds, and kill a random process.
 
     The time until the exit of all processes, and errors of processes, are added to ``summary``.
 
@@ -434,7 +434,7 @@ def _role(pid: int, run_id: str) -> str:
 def _differences(folder: Path, single: Path) -> list[str]:
     """Return descriptions of the differences between a run and a run in a single process.
 
-    A difference is a missing unit (piece of work), a unit that was written twice, or a different result.
+    A difference is a missing unit of work, a unit of work that was written twice, or a different result.
 
     Args:
         folder: parent folder of the run's folder.

@@ -239,7 +239,7 @@ class PretrainDenoiser(TrainingTask):
         vae: folder of the trained VAE.
         output: folder to which the trained pipeline is saved.
         batch_size: number of pairs of image and caption per training step.
-        lr: learning rate. If it is 0, the weights do not change.
+        lr: learning rate. A learning rate of 0 keeps the weights unchanged.
         decay_from: fraction of the training steps after which the linear decay of the learning rate to zero begins.
         drop_caption: fraction of the captions that are replaced by the empty caption, for classifier-free guidance.
         channels: number of channels of each resolution level of the U-Net.

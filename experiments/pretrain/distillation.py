@@ -96,7 +96,7 @@ class DistillationTask(TrainingTask):
         output: folder to which the trained model is saved.
         max_images: number of images of the corpus that are used for the training; None: all images are used.
         batch_size: number of training targets per training step.
-        lr: learning rate. If it is 0, the weights do not change.
+        lr: learning rate. A learning rate of 0 keeps the weights unchanged.
         reuse: average number of training steps in which a training target is used.
         prompts: prompts from which sample images are generated during the training.
         accuracy_probe: measures the accuracy of an evaluation classifier on images that the trained model generates;

@@ -81,11 +81,11 @@ class VelocityTeacher:
 
     Rectified flow has the noisy latent ``x = (1 - sigma) x0 + sigma n``, where ``x0`` is the clean latent, ``n`` is
     noise and ``sigma`` is the noise level. Division of ``x`` by ``sqrt((1 - sigma)^2 + sigma^2)`` gives a latent ``z``
-    of variance-preserving diffusion with the same signal-to-noise ratio, at the timestep with
-    ``abar = (1 - sigma)^2 / ((1 - sigma)^2 + sigma^2)``. The noise ``eps`` that the teacher predicts gives the clean
-    latent ``E[x0 | z] = (z - sqrt(1 - abar) eps) / sqrt(abar)``. The clean latent gives the velocity
-    ``E[n - x0 | x] = (x - E[x0 | x]) / sigma``. The velocity ``E[n - x0 | x]`` has less variance than ``n - x0``, the
-    usual training target of rectified flow, because it is the conditional mean of the usual target.
+    of variance-preserving diffusion with the same signal-to-noise ratio. The timestep of ``z`` has the cumulative
+    product of alphas ``abar = (1 - sigma)^2 / ((1 - sigma)^2 + sigma^2)``. The noise ``eps`` that the teacher predicts
+    gives the clean latent ``E[x0 | z] = (z - sqrt(1 - abar) eps) / sqrt(abar)``. The clean latent gives the velocity
+    ``E[n - x0 | x] = (x - E[x0 | x]) / sigma``. The velocity ``E[n - x0 | x]`` is the conditional mean of ``n - x0``,
+    the usual training target of rectified flow, and therefore has less variance.
 
     If ``sigma`` is greater than the noise level of the teacher's last timestep, ``z`` is a latent at the last timestep,
     and ``x`` is obtained by adding noise to ``z``. Given ``x``, the mean of ``E[x0 | z]`` is also in this case

@@ -19,10 +19,10 @@ EXCLUDED_LAYERS = ("conv_in", "conv_out")  # without LoRA, because these layers 
 class LowRank(nn.Module):
     """LoRA: replaces the weight ``W`` of linear and convolutional layers by ``W + B A`` with trainable ``A`` and ``B``.
 
-    The method is LoRA (Hu et al. 2022, arXiv 2106.09685) with alpha equal to the rank, for all linear and convolutional
-    layers of the network except the first and the last layer. The sum ``W + B A`` is computed once per training step,
-    because separate layers ``A`` and ``B`` would be slower for a batch of images. The network is not changed, and is
-    not part of the state dict of this module.
+    The method is LoRA (Hu et al. 2022, arXiv 2106.09685) with alpha equal to the rank. All linear and convolutional
+    layers of the network are updated, except the first and the last layer. The sum ``W + B A`` is computed once per
+    training step, because separate layers ``A`` and ``B`` would be slower for a batch of images. The network is not
+    changed, and is not part of the state dict of this module.
 
     Args:
         network: the frozen network.

@@ -66,9 +66,9 @@ class ExperimentStage(Protocol):
 class ArmsExperiment(ResumableRun, ABC):
     """Base class of the experiments that compare arms (pipelines). A subclass implements ``stages`` and ``report``.
 
-    A unit, the smallest piece of work that a resumed run can skip, is the generation of the images of one concept with
-    one arm. The results of a unit are written to disk as soon as they are computed. A run that is interrupted and
-    resumed therefore repeats only the units that it was computing.
+    A unit of work is the generation of the images of one concept with one arm. The results of a unit of work are
+    written to disk as soon as they are computed. A resumed run therefore repeats only the units of work that the
+    interrupted run was computing.
 
     The method ``prepare`` sets the attribute ``context``, which contains the inputs of all stages.
 

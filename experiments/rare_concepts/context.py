@@ -25,7 +25,7 @@ class RunContext:
         arms: the compared arms (pipelines) by name, in the order of the table.
         concepts: the selected concepts with their reference images.
         networks: the text-to-image model, CLIP and the evaluation classifier.
-        run_dir: folder of the results and the cached units.
+        run_dir: folder of the results and the cached images.
         steps: number of sampling steps of inversion and generation.
         samples: number of generated images per concept.
         references: number of reference images per concept.
@@ -50,7 +50,7 @@ class RunContext:
         return self.networks.model.schedule(self.steps)
 
     def settings(self) -> dict[str, Any]:
-        """Return the settings that are part of the cache key of every unit (images of one concept and arm)."""
+        """Return the settings that are part of the cache key of all generated images."""
         return {
             **self.networks.cache_settings(self.seed),
             "clip": self.networks.clip_fingerprint,
@@ -60,12 +60,12 @@ class RunContext:
         }
 
     def units(self, arm: str) -> UnitStore:
-        """Return the folder of the finished units (generated images) of an arm, which depends on the settings."""
+        """Return the folder of the generated images of an arm (pipeline). The folder depends on the settings."""
         settings = self.settings() | {"arm": fingerprint_config(self.arms[arm])}
         return UnitStore(self.run_dir / "units" / arm, settings)
 
     def inversion_stage(self, arm: str) -> InversionStage | None:
-        """Return the stage that inverts the reference images for an arm, or None if the arm has no inverter."""
+        """Return the stage that inverts the reference images for an arm (pipeline), or None if it has no inverter."""
         inverter = self.arms[arm].inverter
         if inverter is None:
             return None

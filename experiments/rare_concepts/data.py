@@ -20,7 +20,7 @@ from experiments.runtime.running_means import RunningMeans
 from experiments.runtime.unit_queue import CachedUnitDataModule
 
 Unit = tuple[str, Concept]
-"""The name of an arm (pipeline), and a concept. A unit is the generation of the images of the concept with the arm."""
+"""A unit of work: the name of an arm (pipeline), and a concept whose images are generated with the arm."""
 
 
 @dataclass

@@ -33,7 +33,7 @@ from rnri.models.fingerprint import fingerprint
 
 REAL_IMAGES_PER_CONCEPT = 20  # maximum number of held-out real images per concept, to score generated images
 SCORES_VERSION = 1
-"""Version of the definitions of the scores of real images. The version is part of the cache key of these scores."""
+"""Version of the definitions of the scores of real images, which is part of the cache key of the scores."""
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ class ImageStage:
         return module, ConceptDataModule(self.context, stores, progress, leases, running_means=running_means)
 
     def announce(self, processes: int) -> None:
-        """Print how many units there are and how long the run will take, estimated from a few timed network calls."""
+        """Print the number of units of work, and the duration of the run estimated from a few timed network calls."""
         context = self.context
         cost = Cost()
         done = 0
@@ -141,9 +141,12 @@ class ImageStage:
         )
 
     def _accuracy_rows(self, unit: Unit) -> Iterator[dict[str, Any]]:
-        """Yield whether each sample of a finished unit is classified correctly, for every table row with the sample.
+        """Yield whether each generated image is classified correctly, for every table row that contains the image.
 
-        A sample with NaN or infinite pixels counts as misclassified.
+        An image with NaN or infinite pixels counts as misclassified.
+
+        Args:
+            unit: name of the arm (pipeline), and concept of the images.
         """
         arm, concept = unit
         tensors, record = self.context.units(arm).read(concept.key)

@@ -225,7 +225,7 @@ def log_media(loggers: Sequence[Logger], tables: Mapping[str, Rows], figures: Ma
     """Upload tables and figures to the loggers W&B, TensorBoard and MLflow.
 
     Args:
-        loggers: loggers of the run; other loggers than these three are ignored.
+        loggers: loggers of the run; loggers other than W&B, TensorBoard and MLflow are ignored.
         tables: rows of each table, by the name of the table.
         figures: PNG file of each figure, by the name of the figure.
     """

@@ -162,8 +162,8 @@ def set_rendezvous(launcher: Launcher) -> None:
     """Set MASTER_ADDR and MASTER_PORT, at which the processes of srun connect, if these variables are not set.
 
     By default, Lightning connects to the first node of the Slurm job, at a port that depends only on the job. The
-    default fails if the job step does not run on the first node, if two steps of the job run at the same time, or if a
-    node cannot resolve its own name.
+    default of Lightning fails if the job step does not run on the first node, or if a node cannot resolve its own name.
+    The default also fails if two steps of the job run at the same time.
     """
     # Lightning compares SLURM_NTASKS_PER_NODE with trainer.devices, but Slurm may have set the value of the whole job.
     os.environ["SLURM_NTASKS_PER_NODE"] = str(launcher.devices)
@@ -225,9 +225,9 @@ def set_process_group_timeout(units: bool = True) -> None:
     """Set the timeout of DDP process groups to ``PROCESS_GROUP_TIMEOUT`` instead of PyTorch's default of half an hour.
 
     Args:
-        units: False for a training, True for other runs, whose processes do not exchange gradients. If True, the
-            processes use the backend gloo also on GPUs, because gloo reports a dead process at once. The backend NCCL
-            would wait for the dead process.
+        units: False for a training, True for other runs, whose processes do not exchange gradients. If ``units`` is
+            True, the processes use the backend gloo also on GPUs, because gloo reports a dead process at once. The
+            backend NCCL would wait for the dead process.
     """
     for name in StrategyRegistry.available_strategies():
         entry = StrategyRegistry[name]

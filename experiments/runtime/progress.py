@@ -16,11 +16,11 @@ LOG_INTERVAL_S = 60.0  # minimum time between two printed lines during a long co
 
 
 class Progress:
-    """Shows how many units of one task are finished. An example is a task that reads images, whose units are images.
+    """Shows how many units of a task are finished, for example how many images a task has read.
 
-    If stderr is a terminal, the progress is shown as a bar. Otherwise a line is printed to stderr after each unit, with
-    the number of finished units, the current stage and the estimated remaining time. During the computation of a long
-    unit, a line is printed at most once per minute. Nothing is shown before the call of :meth:`start`.
+    If stderr is a terminal, the progress is shown as a bar. If stderr is not a terminal, a line is printed after each
+    unit, with the number of finished units, the current stage and the estimated remaining time. During the computation
+    of a long unit, a line is printed at most once per minute. Nothing is shown before the call of :meth:`start`.
 
     Args:
         description: text at the beginning of the bar and of each line.
@@ -122,14 +122,14 @@ class _Log:
 
 @dataclass
 class _Part:
-    """The units (pieces of work) of one method of a run, whose progress is counted together.
+    """The units of work of one part of a run, such as a method.
 
     Attributes:
-        unit: singular noun for a unit, such as ``concept``.
-        total: number of all units.
-        done: number of finished units.
-        cost: planned number of network evaluations of all units.
-        done_cost: planned number of network evaluations of the finished units.
+        unit: singular noun for a unit of work, such as ``concept``.
+        total: number of all units of work.
+        done: number of finished units of work.
+        cost: planned number of network evaluations of all units of work.
+        done_cost: planned number of network evaluations of the finished units of work.
     """
 
     unit: str
@@ -142,12 +142,12 @@ class _Part:
 class RunProgress:
     """Shows how much of a run is finished, and the estimated remaining time.
 
-    The units (pieces of work) of a run belong to parts, such as the methods that the run compares. Units are weighted
-    by their planned number of network evaluations.
+    The units of work of a run belong to parts, such as the methods that the run compares. Each unit of work is weighted
+    by its planned number of network evaluations.
 
-    If stderr is a terminal, the progress is shown as a bar. Otherwise a line is printed to stderr after each batch.
-    During the computation of a long batch, a line with the current step is printed at most once per minute. Nothing is
-    shown before the call of :meth:`start`.
+    If stderr is a terminal, the progress is shown as a bar. If stderr is not a terminal, a line is printed after each
+    batch. During the computation of a long batch, a line with the current step is printed at most once per minute.
+    Nothing is shown before the call of :meth:`start`.
     """
 
     def __init__(self) -> None:
@@ -160,13 +160,13 @@ class RunProgress:
         self._cost_before = 0.0
 
     def add(self, part: str, unit: str, cost: float, *, done: bool) -> None:
-        """Add a unit (piece of work) to a part of the run.
+        """Add a unit of work to a part of the run.
 
         Args:
             part: name of the part, such as a method.
-            unit: singular noun for the unit, such as ``concept``.
+            unit: singular noun for the unit of work, such as ``concept``.
             cost: planned number of network evaluations.
-            done: whether the result of the unit is on disk.
+            done: whether the result of the unit of work is on disk.
         """
         entry = self.parts.setdefault(part, _Part(unit))
         entry.total += 1
@@ -193,18 +193,23 @@ class RunProgress:
             )
 
     def begin(self, part: str) -> None:
-        """Show that units of ``part`` are being computed."""
+        """Show that units of work of ``part`` are being computed."""
         self._part = part
         self.bar.set_description_str(self._counts())
 
     def set_stage(self, text: str) -> None:
-        """Show the current step of the computation of a unit."""
+        """Show ``text`` as the current step of the computation."""
         self.bar.set_postfix_str(text)
         if self._logs and time.monotonic() - self._last_time >= LOG_INTERVAL_S:
             self._print(text)
 
     def finish(self, part: str, costs: Sequence[float]) -> None:
-        """Count units of ``part`` as finished. ``costs`` are their planned numbers of network evaluations."""
+        """Count units of work as finished.
+
+        Args:
+            part: name of the part of the run.
+            costs: planned number of network evaluations of each finished unit of work.
+        """
         entry = self.parts[part]
         entry.done += len(costs)
         entry.done_cost += sum(costs)
@@ -279,14 +284,14 @@ def timed(call: Callable[[], Any], wait: Callable[[], None] = lambda: None, repe
 
 @rank_zero_only
 def print_estimate(units: int, nfe: float, seconds: float, *, unit: str = "unit", done: int = 0) -> None:
-    """Print the number of units (pieces of work) and network evaluations, and the estimated duration of a run.
+    """Print the number of units of work and network evaluations, and the estimated duration of a run.
 
     Args:
-        units: number of all units, including the units on disk.
-        nfe: network evaluations of the units that are not on disk; a backward pass counts as two evaluations.
-        seconds: estimated duration of the units that are not on disk.
-        unit: singular noun for a unit, such as ``concept``.
-        done: number of units on disk.
+        units: number of all units of work, including finished units.
+        nfe: number of network evaluations of the unfinished units; a backward pass counts as two evaluations.
+        seconds: estimated duration of the unfinished units, in seconds.
+        unit: singular noun for a unit of work, such as ``concept``.
+        done: number of finished units, whose results are on disk.
     """
     if done >= units:
         print(f"Nothing to compute: all {units} {plural(unit)} are on disk.", flush=True)

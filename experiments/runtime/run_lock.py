@@ -24,8 +24,8 @@ from experiments.runtime.settings import run_settings
 def join_or_start_run(config: DictConfig, task: Any, trainer: Trainer) -> LeaseManager | None:
     """Reserve the run's folder for this run, or join the run that is active in the folder.
 
-    If this run joins another run, both runs compute results. This run then has no loggers, and writes the report only
-    if the other run dies.
+    If this run joins another run, both runs compute results. A run that joins another run has no loggers, and writes
+    the report only if the other run dies.
 
     Returns:
         The manager of the lease on the folder, whose method ``finish`` the caller has to call at the end. None on ranks

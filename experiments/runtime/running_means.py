@@ -28,13 +28,13 @@ def loggers_without_history(loggers: Sequence[Logger]) -> list[Logger]:
 
 
 class RunningMeans:
-    """Computes and logs the means of metrics over the finished units (pieces of work) of a run.
+    """Computes and logs the means of metrics over the finished units of work of a run.
 
-    The logger step is the number of finished units. When a run is resumed, the step continues to count, because the
-    units that are already on disk are included.
+    The logger step is the number of finished units of work. When a run is resumed, the logger step continues to count,
+    because the results that are already on disk are included.
 
     Args:
-        rows: function that returns the metrics of a finished unit, one row per image.
+        rows: function that returns the metrics of a finished unit of work, one row per image.
         identity: columns that identify a row of the results table, such as the method and the number of steps.
         averaged: columns whose means are logged. Values that are None or missing are skipped.
     """
@@ -49,13 +49,13 @@ class RunningMeans:
         self._sums: dict[str, list[float]] = {}
 
     def log(self, loggers: Sequence[Logger], unit: Any, index: int, units_before: int = 0) -> None:
-        """Add a finished unit to the means, and log the means that changed.
+        """Add the metrics of a finished unit of work to the means, and log the means that changed.
 
         Args:
             loggers: the loggers that receive the means.
-            unit: the finished unit.
-            index: index of the unit. If a unit with this index has already been added, nothing is done.
-            units_before: number of units in earlier stages of the run, which is added to the logger step.
+            unit: the finished unit of work.
+            index: index of the unit of work. If the same index has already been added, nothing is done.
+            units_before: number of units of work in earlier stages of the run, which is added to the logger step.
         """
         if index in self.counted:
             return

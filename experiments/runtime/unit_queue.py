@@ -1,4 +1,4 @@
-"""Distribution of units, which are pieces of work whose results are stored on disk, to several processes."""
+"""Distribution of units of work, whose results are stored on disk, to several processes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from experiments.runtime.progress import RunProgress
 from experiments.runtime.running_means import RunningMeans, loggers_without_history
 
 Stage = tuple[LightningModule, "UnitDataModule"]
-"""A module whose ``predict_step`` computes units (pieces of work) and writes results to disk, and its data module."""
+"""A module whose ``predict_step`` computes units of work and writes results to disk, and its data module."""
 
 POLL_INTERVAL_S = 0.5  # time between two checks whether other processes have finished their units
 PEER_DIED_MESSAGE = "another process of this run has died: run the same command again; finished units are kept."
@@ -68,27 +68,26 @@ class ResumableRun:
 
 
 class UnitDataModule(LightningDataModule):
-    """A Lightning data module that distributes units (pieces of work) to processes, as batches for ``predict_step``.
+    """A Lightning data module that distributes units of work to processes, as batches for ``predict_step``.
 
-    Only units whose results are not on disk yet are computed. A process acquires a lease (a temporary exclusive right)
-    on each unit of a group, computes the group, and continues with the next group. When no group is left, the process
-    waits until other processes have finished their units. If another process dies, the waiting process computes the
-    units of the dead process.
+    Only units of work whose results are not on disk yet are computed. A process acquires a lease (a temporary exclusive
+    right) on each unit of work in a group, computes the group, and continues with the next group. When no group is
+    left, the process waits for other processes. If another process dies, the waiting process takes over its work.
 
-    Subclasses define ``done`` and ``lease_name``. If several units are computed in one batch, subclasses also define
-    ``groups`` and ``load``.
+    Subclasses define ``done`` and ``lease_name``. If several units of work are computed in one batch, subclasses also
+    define ``groups`` and ``load``.
 
     Args:
-        units: all units of the stage, including the units on disk.
-        progress: progress of the run, to which the units are added.
-        leases: folder of the leases, which must be the same for all processes and runs that compute the units. Default:
-            the folder ``leases`` in the trainer's default root directory.
-        running_means: object that logs the means of metrics on rank 0 whenever a unit is finished. None: no metrics are
-            logged before the report.
+        units: all units of work of the stage, including finished units.
+        progress: progress of the run, to which the units of work are added.
+        leases: folder of the leases, which must be the same for all processes that divide the work. Default: the folder
+            ``leases`` in the trainer's default root directory.
+        running_means: object that logs the means of metrics on rank 0 whenever a unit of work is finished. None: no
+            metrics are logged before the report.
     """
 
     unit_noun = "unit"
-    """Singular noun for a unit in the display of the progress, such as ``concept``."""
+    """Singular noun for a unit of work in the display of the progress, such as ``concept``."""
 
     def __init__(
         self,
@@ -102,42 +101,42 @@ class UnitDataModule(LightningDataModule):
         self.progress = progress
         self.leases = leases
         self.running_means = running_means
-        self.units_before = 0  # number of units in earlier stages
+        self.units_before = 0  # number of units of work in earlier stages of the run
         self._batches: Generator[Any, None, None] | None = None
         self._counted: set[int] = set()
 
     def done(self, unit: Any) -> bool:
-        """Return whether the result of ``unit`` is on disk."""
+        """Return whether the result of the unit of work ``unit`` is on disk."""
         raise NotImplementedError
 
     def lease_name(self, unit: Any) -> str:
-        """Return the name of the lease on ``unit``. The name must be unique among all units in the run's folder."""
+        """Return the name of the lease (exclusive right) on ``unit``, which must be unique in the run's folder."""
         raise NotImplementedError
 
     def groups(self, units: list[Any]) -> list[list[Any]]:
-        """Split ``units`` into groups, each of which one ``predict_step`` computes. Default: one unit per group."""
+        """Split the units of work ``units`` into groups that are computed together. Default: one unit per group."""
         return [[unit] for unit in units]
 
     def load(self, units: list[Any]) -> Any:
-        """Return the batch for ``predict_step`` that contains ``units``, on which this process has the leases."""
+        """Return the batch for ``predict_step`` from the units of work ``units`` that this process has to compute."""
         return units[0]
 
     def part(self, unit: Any) -> str:
-        """Return the part of the run to which the progress counts ``unit``, such as the name of its method."""
+        """Return the part of the run to which the unit of work ``unit`` belongs, such as the name of a method."""
         return "units"
 
     def cost(self, unit: Any) -> float:
-        """Return the planned number of network evaluations of ``unit``, which is its weight in the progress."""
+        """Return the planned number of network evaluations of the unit of work ``unit``, its weight in the progress."""
         return 1.0
 
     def add_to_progress(self) -> None:
-        """Add all units to the progress of the run, before the first unit is computed."""
+        """Add all units of work to the progress of the run, before the first unit is computed."""
         self._counted = {k for k, unit in enumerate(self.units) if self.done(unit)}
         for k, unit in enumerate(self.units):
             self.progress.add(self.part(unit), self.unit_noun, self.cost(unit), done=k in self._counted)
 
     def count(self, indices: Iterable[int]) -> None:
-        """Count the units with the indices ``indices`` as finished in the progress. A unit is only counted once."""
+        """Count units of work as finished in the progress, except units that have already been counted."""
         by_part: dict[str, list[float]] = {}
         for k in indices:
             if k not in self._counted:
@@ -147,11 +146,11 @@ class UnitDataModule(LightningDataModule):
             self.progress.finish(part, costs)
 
     def log(self, trainer: Trainer, indices: Iterable[int], loggers: Sequence[Logger] | None = None) -> None:
-        """Add finished units to the running means of metrics, and log the means on rank 0.
+        """Add the metrics of finished units of work to the running means, and log the means on rank 0.
 
         Args:
             trainer: the trainer of the run.
-            indices: indices of the finished units.
+            indices: indices of the finished units of work.
             loggers: loggers that receive the means; default: all loggers of the trainer.
         """
         if self.running_means is not None and trainer.is_global_zero and trainer.loggers:
@@ -161,7 +160,7 @@ class UnitDataModule(LightningDataModule):
                 )
 
     def all_done(self) -> bool:
-        """Return whether all units are on disk."""
+        """Return whether the results of all units of work are on disk."""
         return all(map(self.done, self.units))
 
     def predict_dataloader(self) -> UnitLoader:
@@ -171,7 +170,7 @@ class UnitDataModule(LightningDataModule):
         return batch
 
     def claim_batches(self) -> Iterator[Any]:
-        """Yield a batch for each group of units on which this process acquires leases, until all units are on disk."""
+        """Yield the batches that this process has to compute, until the results of all units of work are on disk."""
         self.release()
         self._batches = self._iterate()
         return self._batches
@@ -201,9 +200,10 @@ class UnitQueue:
     """Iterates over the batches that this process computes.
 
     Args:
-        data: data module with the units (pieces of work).
-        leases: manager with which this process acquires leases on units.
-        missing: indices of the units that are not on disk. The queue removes finished units from this set.
+        data: data module with the units of work.
+        leases: manager with which this process acquires leases (exclusive rights) on units of work.
+        missing: indices of the unfinished units of work. The queue removes indices from this set when it knows that the
+            units of work are finished.
     """
 
     def __init__(self, data: UnitDataModule, leases: LeaseManager, missing: set[int]) -> None:
@@ -214,7 +214,7 @@ class UnitQueue:
     def __iter__(self) -> Iterator[Any]:
         data = self.data
         indices = {id(unit): k for k, unit in enumerate(data.units)}
-        # The groups contain finished units, too, so that the batches do not depend on which units are finished.
+        # The groups contain finished units of work, too, so that a resumed run forms the same batches.
         groups = [[indices[id(unit)] for unit in group] for group in data.groups(data.units)]
         while self.missing:
             for group in groups:
@@ -231,7 +231,7 @@ class UnitQueue:
                 time.sleep(POLL_INTERVAL_S)
 
     def _acquire(self, group: list[int]) -> list[int]:
-        """Acquire leases on the missing units of ``group``, and return the indices of units with an acquired lease."""
+        """Acquire leases (exclusive rights) on unfinished units of work in ``group``; return their indices."""
         data = self.data
         acquired: list[int] = []
         for k in group:
@@ -239,26 +239,27 @@ class UnitQueue:
                 continue
             unit = data.units[k]
             leased = not data.done(unit) and self.leases.acquire(data.lease_name(unit))
-            if data.done(unit):  # another process may have finished the unit just before the lease was acquired
+            if data.done(unit):  # another process may have finished the work just before the lease was acquired
                 self.missing.discard(k)
                 data.count([k])
                 data.log(data.trainer, [k])
             elif leased:
                 acquired.append(k)
             elif not acquired:
-                break  # another process holds the first unit and is acquiring the remaining units of the group
+                break  # another process has the first lease and is acquiring the remaining leases of the group
         return acquired
 
 
 class CachedUnitDataModule(UnitDataModule):
-    """A data module whose units are files in several folders. Subclasses define the ``address`` of a unit.
+    """A data module of units of work whose results are files in several folders. Subclasses define ``address``.
 
     Args:
-        units: all units of the stage, including the units on disk.
-        stores: the folders by name.
-        progress: progress of the run, to which the units are added.
-        leases: folder of the leases.
-        running_means: object that logs the means of metrics whenever a unit is finished, or None.
+        units: all units of work of the stage, including finished units.
+        stores: the folders of the results, by name.
+        progress: progress of the run, to which the units of work are added.
+        leases: folder of the leases, by which processes agree on who computes what.
+        running_means: object that logs the means of metrics whenever a unit of work is finished; None: no metrics are
+            logged before the report.
     """
 
     def __init__(
@@ -273,7 +274,7 @@ class CachedUnitDataModule(UnitDataModule):
         self.stores = stores
 
     def address(self, unit: Any) -> tuple[str, str]:
-        """Return the name of the store (folder) of ``unit``, and the name of the unit in the store."""
+        """Return the name of the store (folder) for the result of ``unit``, and the name of the result in the store."""
         raise NotImplementedError
 
     def done(self, unit: Any) -> bool:
@@ -286,7 +287,7 @@ class CachedUnitDataModule(UnitDataModule):
 
 
 class UnitLoader:
-    """A data loader from which Lightning does not prefetch batches, because fetching a batch acquires leases.
+    """A data loader from which Lightning does not prefetch batches, because a process must compute what it fetches.
 
     Lightning prefetches a batch only if the length of the loader is unknown. Therefore ``len`` returns a number that is
     larger than the number of batches.
@@ -326,13 +327,13 @@ def raise_on_sigterm(trainer: Trainer) -> Iterator[None]:
 
 
 def run_stages(trainer: Trainer, *stages: Stage) -> None:
-    """Compute all units (pieces of work) that are not on disk, and return when all processes have finished.
+    """Compute all units of work that are not on disk, and return when all processes have finished.
 
     The stages are computed one after the other. Before the first stage, temporary files of killed processes are
-    deleted. If all units are on disk, Lightning starts no processes.
+    deleted. If the results of all units of work are on disk, Lightning starts no processes.
 
-    Processes that an external launcher has started run every stage, even if all units seem to be on disk: a shared file
-    system may show different files to each process.
+    Processes that an external launcher has started run every stage, even if all results seem to be on disk, because a
+    shared file system may show different files to each process.
 
     Raises:
         PeerDied: this process had to wait for another process that has died.
