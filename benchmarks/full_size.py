@@ -67,7 +67,7 @@ SECONDS_PER_CASE = 6.0
 NAO_SEEDS = 5
 NAO_POINTS = 8
 PLANNING_BATCH = 4
-OUT_OF_TIME = "not measured: --minutes are over"
+OUT_OF_TIME = "not measured: the time --minutes is over"
 COLUMNS = ("model", "case", "batch", "steps", "seconds", "evaluations", "ratio", "images/h", "peak GiB", "note")
 
 INVERTERS: dict[str, Callable[[], Inverter]] = {
@@ -573,7 +573,7 @@ def table(rows: Sequence[Row]) -> str:
     late = sum(row.note == OUT_OF_TIME for row in rows)
     lines = [COLUMNS, ["---"] * len(COLUMNS), *(row.cells() for row in rows if row.note != OUT_OF_TIME)]
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return text + (f"\n\n{late} cases were not measured, because --minutes were over." if late else "")
+    return text + (f"\n\n{late} cases were not measured, because the time --minutes was over." if late else "")
 
 
 def main() -> int:

@@ -328,8 +328,10 @@ class Results:
 def main() -> None:
     parser = arguments.Arguments(__doc__)
     parser.add_argument("--processes", nargs="*", type=arguments.integer(), default=(1, 2))
-    parser.add_argument("--units", type=arguments.integer(), default=8, help="units per process and units per device")
-    parser.add_argument("--steps", type=arguments.steps, default=10, help="sampling steps of a real unit")
+    parser.add_argument(
+        "--units", type=arguments.integer(), default=8, help="number of units of work per process and device"
+    )
+    parser.add_argument("--steps", type=arguments.steps, default=10, help="number of steps of an inversion")
     parser.add_argument("--devices", nargs="*", type=arguments.integer(), default=(1, 8, 16, 32, 64))
     parser.add_argument("--unit-seconds", nargs="+", type=positive, default=(1.0, 10.0))
     parser.add_argument("--latency-ms", nargs="+", type=positive, default=(1.0, 10.0))

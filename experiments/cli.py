@@ -12,6 +12,6 @@ def main() -> None:
     """Run the ``train.py`` of the repository checkout from which this package is installed."""
     script = PROJECT / "train.py"
     if not script.is_file():
-        sys.exit("error: seed-exploration needs the configs and models of a checkout: run `pip install -e .` in it.")
+        sys.exit("error: the configs and models are missing: run `pip install -e .` in a checkout of the repository.")
     sys.argv[0] = str(script)
     runpy.run_path(str(script), run_name="__main__")

@@ -95,7 +95,7 @@ def draw(rows: list[list[tuple[str, Image.Image]]], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.make_readme_figure", description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", type=Path, default=PROJECT / "docs" / "figures", help="folder of the two files")
+    parser.add_argument("--folder", type=Path, default=PROJECT / "docs" / "figures", help="folder of the written files")
     parser.add_argument("--steps", type=int, default=20, help="number of sampling steps")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)

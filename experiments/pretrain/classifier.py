@@ -142,7 +142,7 @@ class PretrainClassifier(TrainingTask):
             )
         if missing := self.images.missing_labels(self.trained_groups):
             raise ValueError(
-                f"task.excluded={list(self.excluded)} leaves no training image of {missing[0]!r}: add some to "
+                f"task.excluded={list(self.excluded)} leaves no training image of {missing[0]!r}: add images to "
                 f"{' or '.join(self.trained_groups)}, or exclude fewer groups."
             )
         self.classifier = self._untrained()
@@ -219,7 +219,7 @@ def load_in_order(network: nn.Module, path: str) -> None:
     if not fits:
         raise ValueError(
             f"task.init_from={path!r} has {len(tensors)} tensors that do not match, in order, the {len(expected)} "
-            "of this network: choose the matching task.architecture, or another file."
+            "tensors of this network: choose the matching task.architecture, or another file."
         )
     state = dict(zip(expected, tensors, strict=True))
     network.load_state_dict({name: state[name] for name in names}, strict=False)

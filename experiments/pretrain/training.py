@@ -151,7 +151,7 @@ def check_network(build: Callable[[], Any], **settings: Any) -> None:
     except Exception as error:  # diffusers, transformers and timm raise exceptions of many types
         reason = shorten(str(error), 300)
         values = " ".join(f"task.{name}={value}" for name, value in settings.items())
-        raise ValueError(f"{values}: no network has these settings ({reason}); choose others.") from None
+        raise ValueError(f"{values}: no network has these settings ({reason}); choose other values.") from None
 
 
 def check_output(folder: str | Path) -> None:

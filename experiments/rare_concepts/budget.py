@@ -56,8 +56,8 @@ PANELS = {  # for each quantity on the x axis: the plotted columns, each with ax
 }
 X_LABELS = {"budget": "network evaluations per image", "noise": "weight of fresh noise, %", "updates": "updates"}
 NOTE = (
-    "NFE: network evaluations per image, including the image's share of the inversion of the references. Guidance "
-    "doubles the number of evaluations; a backward pass counts as two evaluations."
+    "NFE: network evaluations per image. The evaluations for the inversion of the reference images are divided among "
+    "the images of a concept. Guidance doubles the number of evaluations; a backward pass counts as two evaluations."
 )
 NOTES = {"budget": f"Bold: best value among rows with the same budget. {NOTE}", "noise": NOTE, "updates": NOTE}
 

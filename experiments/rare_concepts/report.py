@@ -169,8 +169,8 @@ def counts_note(rows: Sequence[Mapping]) -> str:
     total = next(row for row in rows if row.get("bucket", "total") == "total")
     return (
         f"Per method: {total['n']} images of {total['concepts']} concepts; the classifier labels "
-        f"{100 * total['ceiling']:.1f} % of the reference images correctly. FID and KID: features of "
-        f"{total['extractor']}, {total['n_real']} real images."
+        f"{100 * total['ceiling']:.1f} % of the reference images correctly. FID and KID use features of "
+        f"{total['extractor']}, and {total['n_real']} real images."
     )
 
 

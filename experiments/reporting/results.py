@@ -205,7 +205,7 @@ def equal_rows(rows: Rows, identity: Sequence[str]) -> str:
             label = ", ".join(str(row[name]) for name in identity if row[name] not in (None, False))
             groups.setdefault(repr((conditions, sorted(figures))), []).append(label)
     equal = [" = ".join(f"({label})" for label in labels) for labels in groups.values() if len(labels) > 1]
-    return f"Rows that are equal in every figure except for times: {'; '.join(equal)}." if equal else ""
+    return f"Rows whose metrics are all equal, except for times: {'; '.join(equal)}." if equal else ""
 
 
 def _numbers(row: Mapping[str, Any], identity: Sequence[str]) -> list[tuple[str, int | float]]:

@@ -52,8 +52,8 @@ def join_or_start_run(config: DictConfig, task: Any, trainer: Trainer) -> LeaseM
             "another run_dir."
         )
     print(
-        f"{owner.describe()} is already running in {config.run_dir}: this run shares its units, and the first run "
-        "writes the report.",
+        f"{owner.describe()} is already running in {config.run_dir}: this run computes a part of the results, and "
+        "the first run writes the report.",
         flush=True,
     )
     trainer.loggers = []

@@ -49,7 +49,9 @@ def test_two_runs_of_a_folder_give_the_results_of_one(data, tmp_path):
     total = next(row for row in rows(tmp_path / "alone") if row["bucket"] == "total")
     assert total["extractor"] == "resnet10t" and total["n_real"] == 6 and total["n"] == 6
     reports = [out.count("Accuracy per group of concepts:") for out, _ in outputs]
-    joined = sum("this run shares its units, and the first run writes the report" in out for out, _ in outputs)
+    joined = sum(
+        "this run computes a part of the results, and the first run writes the report" in out for out, _ in outputs
+    )
     assert reports[0] == 1 and reports[1:].count(0) == joined  # 0 if one ended before the other began
     assert not (tmp_path / "shared" / "leases").exists()
     units = [sorted(p.name for p in (tmp_path / name).glob("units/*/*/*")) for name in ("alone", "shared")]

@@ -115,7 +115,7 @@ def test_equal_rows_of_different_methods_are_named(tmp_path, capsys):
     nan = float("nan")
     rows = [
         row("ddim", 20.0, seconds=1.0, fid=nan),
-        row("direct", 20.0, seconds=2.0, fid=nan),  # equal in every figure except for the time
+        row("direct", 20.0, seconds=2.0, fid=nan),  # all metrics are equal except for the time
         row("aidi", 20.5, seconds=1.0, fid=nan),
         row("edict", 20.0, seconds=1.0, fid=3.0),
         row("rnri", 20.0, steps=4, seconds=1.0, fid=nan),
@@ -124,7 +124,7 @@ def test_equal_rows_of_different_methods_are_named(tmp_path, capsys):
         row("y", 1.0, bucket="tail"),
     ]
     identity = ("method", "steps", "bucket")
-    sentence = "Rows that are equal in every figure except for times: (ddim, 50, total) = (direct, 50, total)."
+    sentence = "Rows whose metrics are all equal, except for times: (ddim, 50, total) = (direct, 50, total)."
     assert results.equal_rows(rows, identity) == sentence
     assert results.equal_rows(rows[1:], identity) == ""
     geometry = [row("mean", 1.0, inversion=name) for name in ("a", "b")]
