@@ -67,9 +67,9 @@ def cog(seeds: Tensor, weights: Tensor) -> Tensor:
     """Linear combination of the seeds that has the variance of Gaussian noise, ``sum_i w_i x_i / sqrt(sum_i w_i^2)``.
 
     COG (Bodin et al. 2024, arXiv 2408.08558) divides a linear combination of independent standard Gaussian seeds by its
-    standard deviation. The result is again a standard Gaussian seed. COG divides by a number that depends only on the
-    weights; ``normalized_mean`` divides by the norm of the mean. Seeds of similar images are correlated. If all weights
-    are positive, the combination of correlated seeds has a larger norm than a typical seed.
+    standard deviation, so that the result is again a standard Gaussian seed. COG divides by a number that depends only
+    on the weights; ``normalized_mean`` divides by the norm of the mean. Seeds of similar images are correlated. If all
+    weights are positive, the combination of correlated seeds has a larger norm than a typical seed.
 
     Args:
         seeds: the seeds ``[n,C,h,w]``.
@@ -112,7 +112,7 @@ def normalized_mean(seeds: Tensor) -> Tensor:
 def spherical_mean(seeds: Tensor, iterations: PositiveInt = 100, tolerance: NonNegativeFloat = 1e-12) -> Tensor:
     """Fréchet mean of the seeds' directions on the unit sphere, rescaled to the mean of the seeds' norms.
 
-    The Fréchet mean minimizes the sum of the squared angles to all seeds. The function computes it by Karcher's
+    The Fréchet mean minimizes the sum of the squared angles to all seeds. The Fréchet mean is computed by Karcher's
     iteration.
 
     Args:

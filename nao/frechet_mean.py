@@ -4,22 +4,22 @@ The energy of a path is the integral of ``-log chi_d(norm)`` over the length of 
 components of a seed, chi_d is the density of the chi distribution, and mode is the norm at which this density is
 highest. The centroid minimizes the sum of the energies of the paths to all seeds, plus the cost
 ``log chi_d(mode) - log chi_d(norm)`` of the centroid's norm. The energy of a path depends only on the norms of its two
-ends and on the angle between them. A unit seed is a seed divided by its norm. The direction of the centroid is a linear
-combination of the unit seeds. The unknowns are the ``n`` weights of this linear combination and
+ends and on the angle between them. A unit-norm seed is a seed divided by its norm. The direction of the centroid is a
+linear combination of the unit-norm seeds. The unknowns are the ``n`` weights of this linear combination and
 ``t = log(norm / mode)`` of the centroid. The input consists of the norms of the seeds and the cosines ``gram [G,n,n]``
 of the angles between the seeds.
 
 The gradient of a path's energy with respect to the end of the path has two components. The transverse component is the
 momentum of Clairaut's relation, and the radial component is ``end_slope`` (see :mod:`nao.geodesic`). The norm of the
-gradient is ``cosh(alpha)``, where ``alpha`` is the height of the end.
+gradient is ``cosh(alpha)``, where ``alpha`` is the height of the end above the waist (see :mod:`nao.radial_metric`).
 
 The centroid is a geometric median, whose objective is not differentiable at the seeds. The objective therefore has a
 kink at every seed, where the optimality (KKT) condition is an inequality. Let g be the norm of the gradient of the
 paths to all other seeds, in units of the gradient norm of a single path. A seed that coincides with m seeds, including
 itself, is the centroid if g <= m (Vardi & Zhang 2000, "The multivariate L1-median and associated data depth").
 
-All tensors are float64. G problems are solved in one batch, and the iteration of each problem stops independently of
-the other problems.
+All tensors are float64. A problem is the computation of the centroid of one group of seeds. G problems are solved in
+one batch, and the iteration of each problem stops independently of the other problems.
 """
 
 from __future__ import annotations
@@ -58,13 +58,13 @@ class Center:
     """Candidate centroids of G problems with n seeds each. A candidate is a point that may be the centroid.
 
     Attributes:
-        weights: ``[G,n]``, the unit direction of the candidate, as weights of the unit seeds (the seeds divided by
+        weights: ``[G,n]``, the unit direction of the candidate, as weights of the unit-norm seeds (the seeds divided by
             their norms).
         t: ``[G]``, ``log(norm / mode)`` of the candidate.
         paths: geodesics (paths of minimum energy) ``[G,n]`` from the seeds to the candidate.
         energy: ``[G]``, the objective: the energies of the paths plus the cost of the candidate's norm.
         kkt_violation: ``[G]``, violation of the optimality (KKT) condition: the norm of the gradient, relative to the
-            gradient norm of one path, minus the number of seeds that coincide with the candidate. A negative value
+            gradient norm of one path, minus the number of seeds that coincide with the candidate. A negative violation
             means that the candidate is a seed and satisfies the KKT condition with strict inequality.
         converged: bool ``[G]``, whether the candidate and the paths to the candidate satisfy the tolerances.
     """
@@ -159,7 +159,7 @@ class _Problem:
         """The candidate in the mean direction of the seeds, from which the search starts.
 
         The candidate's ``t`` is either the mean ``t`` of the seeds or the waist, the circle of lowest cost per radian.
-        The value of ``t`` with the lower energy is used.
+        Of the two candidates, the candidate with the lower energy is returned.
         """
         weights = self.normalize(torch.full_like(self.seeds, 1 / self.seeds.shape[1]))
         mean = self.evaluate(weights, self.seeds.mean(1))
@@ -173,8 +173,8 @@ class _Problem:
     def seed_lower_bounds(self) -> Tensor:
         """Lower bounds ``[G,n]`` of the energy that each seed would have as the centroid.
 
-        The lower bound of a path's energy is the larger of two costs. The first is the cost of an arc along the waist
-        with the angle of the path. The second is the cost of a radial line between the norms of the two ends.
+        A path's energy is at least the cost of an arc along the waist with the same angle. A path's energy is also at
+        least the cost of a radial line between the norms of its two ends. The larger of the two lower bounds is used.
         """
         along_waist = self.gram.clamp(-1, 1).acos() * self.metric.waist_cost
         radial = radial_cost(self.seeds.exp(), self.metric.d)
@@ -213,7 +213,7 @@ class _Problem:
         return (center.paths.angle > radius) | ((self.seeds - center.t[:, None]).abs() > radius)
 
     def tangents(self, center: Center) -> Tensor:
-        """Unit tangent vectors at the candidate towards each seed, as weights of the unit seeds ``[G,n,n]``.
+        """Unit tangent vectors at the candidate towards each seed, as weights of the unit-norm seeds ``[G,n,n]``.
 
         The tangent vector is 0 if the seed and the candidate have the same direction.
         """
@@ -228,7 +228,7 @@ class _Problem:
         The gradient does not include the paths from seeds that coincide with the candidate.
 
         Returns:
-            The transverse part as weights of the unit seeds ``[G,n]``, and the radial part ``[G]``.
+            The transverse part as weights of the unit-norm seeds ``[G,n]``, and the radial part ``[G]``.
         """
         paths = center.paths
         transverse = (tangents.mT @ torch.where(is_separated, paths.momentum, 0.0)[..., None])[..., 0]

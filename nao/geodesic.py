@@ -16,8 +16,8 @@ then gives
 The only unknown is ``Y``, which is determined by the angle between the two ends. ``Y`` is computed by Newton's method.
 
 Far from both ends, a path is close to the waist: the distance to the waist decreases like ``exp(-y)``. For seeds of
-16,384 components, this distance decreases by the factor exp(-375) over pi/2 radians. To avoid overflow, the code
-computes exponentials only of negative distances to the ends.
+16,384 components, the distance to the waist decreases by the factor exp(-375) over pi/2 radians. To avoid overflow, the
+code computes exponentials only of negative distances to the ends.
 
 All tensors are float64. All operations are elementwise, so that the solution of a path does not depend on the other
 paths of the batch.
@@ -38,8 +38,8 @@ from nao.radial_metric import RadialMetric
 # is the part of a path between one end and the waist.
 PANELS, NODES = 12, 10
 BOUNDARY_LAYER = 26.0  # length of a boundary layer in y, minus the height of the path's end; exp(-26) is negligible
-MIN_ANGLE_RAD = 1e-9  # smaller angles between the ends are replaced by this value
-SHORT_TURN = 0.3  # if angle / slope is smaller, the path does not come close to the waist
+MIN_ANGLE_RAD = 1e-9  # smaller angles between the ends are replaced by MIN_ANGLE_RAD
+SHORT_TURN = 0.3  # if angle / slope is less than SHORT_TURN, the path does not come close to the waist
 MAX_NEWTON_STEPS = 60
 RELATIVE_DIFFERENCE = 1e-6  # relative step size of finite differences
 ANGLE_RTOL = 1e-11  # relative tolerance of the angle between the ends

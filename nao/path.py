@@ -9,8 +9,8 @@ rounding errors. The points of a path are evenly spaced along the length of the 
 paper's method, in which a path is a polyline.
 
 The tables of :mod:`nao.radial_metric` cover norms from 0.35 to 10 typical norms. A seed with a norm outside this range
-is connected to the nearest norm in the tables by a straight radial segment. The cost and the length of this segment are
-included in the path's energy and length. No point of the path lies on the radial segment, except the seed.
+is connected to the nearest norm in the tables by a straight radial segment. The energy and the length of the path
+include the cost and the length of the radial segment. No point of the path lies on the radial segment, except the seed.
 
 Letters in shapes: d is the number of components of a seed, n the number of seeds, K the number of points per path, and
 G the number of problems. A problem is one pair of seeds for a path, or one group of seeds for a centroid. All leading
@@ -32,8 +32,8 @@ from nao.norm import check_norms, project, seed_norm, typical_norm
 from nao.radial_metric import MAX_NORM_RATIO, MIN_NORM_RATIO, radial_cost, radial_metric
 from rnri.validation import IntAtLeast2
 
-MIN_ANGLE_TO_OPPOSITE_RAD = 1e-6  # two seeds whose angle is within this distance of pi have no unique path
-MIN_MEAN_NORM = 1e-7  # if the mean of the unit seeds has a smaller norm, the centroid is not unique
+MIN_ANGLE_TO_OPPOSITE_RAD = 1e-6  # if the angle between two seeds is closer to pi, their path is not unique
+MIN_MEAN_NORM = 1e-7  # if the norm of the mean of the unit-norm seeds is less, the centroid is not unique
 
 
 @dataclass(frozen=True)
@@ -201,8 +201,8 @@ def path_seeds(seeds: Tensor, count: PositiveInt, *, normalize: bool = False) ->
 class _Subspace:
     """The linear span of the n seeds of each of G problems.
 
-    A vector in the span is represented by ``n`` weights: the vector is the weighted sum of the unit seeds (the seeds
-    divided by their norms).
+    A vector in the span is represented by ``n`` weights: the vector is the weighted sum of the unit-norm seeds (the
+    seeds divided by their norms).
 
     Attributes:
         seeds: ``[G,n,C,h,w]``, the seeds; all batch dimensions are flattened into G.
@@ -239,7 +239,7 @@ class _Subspace:
         return solve_mean(self.metric, self.gram, self.t)
 
     def embed(self, center: Center) -> Tensor:
-        """Return the centroid, including its norm, as weights of the unit seeds, ``[G,n]``."""
+        """Return the centroid, including its norm, as weights of the unit-norm seeds, ``[G,n]``."""
         return center.weights * (typical_norm(self.metric.d) * center.t.exp())[:, None]
 
     def geodesic_to_seeds(self, center: Center, fractions: Tensor) -> tuple[Tensor, Tensor]:
@@ -251,13 +251,15 @@ class _Subspace:
                 centroid.
 
         Returns:
-            The points as weights of the unit seeds ``[G,n,K,n]``, and the lengths of the paths ``[G,n]``.
+            The points as weights of the unit-norm seeds ``[G,n,K,n]``, and the lengths of the paths ``[G,n]``.
         """
         unit_seeds = torch.eye(self.t.shape[1], dtype=torch.float64)
         return _sample(center.paths, fractions, start=unit_seeds, end=center.weights[:, None])
 
     def to_ambient(self, weights: Tensor) -> Tensor:
-        """Convert vectors in the span, given as weights of the unit seeds ``[G,...,n]``, to seeds ``[G,...,C,h,w]``."""
+        """Convert vectors in the span, given as weights of the unit-norm seeds ``[G,...,n]``, to seeds
+        ``[G,...,C,h,w]``.
+        """
         scaled = weights / self.norms.view(len(weights), *[1] * (weights.ndim - 2), -1)
         rows = scaled.flatten(1, -2) if weights.ndim > 2 else scaled[:, None]
         seeds = (rows @ self.flat).to(self.seeds.dtype).to(self.seeds.device)
@@ -274,10 +276,10 @@ def _sample(paths: Geodesics, fractions: Tensor, *, start: Tensor, end: Tensor) 
     Args:
         paths: geodesics with the batch shape ``[...]``.
         fractions: positions of the points as fractions ``[...,K]`` of the path length, in [0, 1].
-        start, end: directions of the two ends as weights of the unit seeds, ``[...,n]``.
+        start, end: directions of the two ends as weights of the unit-norm seeds, ``[...,n]``.
 
     Returns:
-        The points as weights of the unit seeds ``[...,K,n]``, and the lengths of the paths ``[...]``.
+        The points as weights of the unit-norm seeds ``[...,K,n]``, and the lengths of the paths ``[...]``.
     """
     mode = typical_norm(paths.metric.d)
     full_angle = paths.angle[..., None]

@@ -39,7 +39,7 @@ def path_energy(points: Tensor, d: int, spacing: Tensor) -> Tensor:
 def spacing_bound(paths: Tensor) -> Tensor:
     """Return the maximum segment length without a penalty, ``[...]``, for polylines ``[...,K,m]``.
 
-    The maximum is twice the mean segment length, as in the paper.
+    The maximum length without a penalty is twice the mean segment length, as in the paper.
     """
     return 2 * paths.diff(dim=-2).norm(dim=-1).mean(-1)
 

@@ -26,8 +26,8 @@ from torch import Tensor
 
 from nao.norm import peak_log_density, typical_norm
 
-# Range of the tables, as norm / mode. The range starts above 0.26, because below 0.26 the cost per radian decreases
-# towards the origin.
+# Range of norm / mode in the tables. The tables start above 0.26, because the cost per radian decreases towards the
+# origin for norm / mode below 0.26.
 MIN_NORM_RATIO = 0.35
 MAX_NORM_RATIO = 10.0
 MIN_COMPONENTS = 16  # minimum number of components of a seed

@@ -22,7 +22,7 @@ def identity(gradient: Tensor, seeds: Tensor) -> Tensor:
 
 
 def clip_norm(gradient: Tensor, seeds: Tensor, max_norm: PositiveFloat = 0.1) -> Tensor:
-    """Scale down each sample's gradient to a norm of at most ``max_norm``; ReNO (Eyring et al. 2024) uses 0.1."""
+    """Scale down each sample's gradient to a norm of at most ``max_norm``, 0.1 in ReNO (Eyring et al. 2024)."""
     factor = (max_norm / _norm(gradient)).clamp_max(1)
     return gradient * factor.to(gradient.dtype).to(gradient.device)
 
@@ -43,8 +43,8 @@ def whiten(gradient: Tensor, seeds: Tensor, blocks: PositiveInt = 4) -> Tensor:
 
     The frequency bands are ``blocks`` rings of equal width in the plane of the 2D frequencies. In each channel, the
     frequencies of a ring are scaled so that their mean power equals the mean power of the whole gradient. A ring
-    without power stays zero. The norm of the gradient does not change. arXiv 2602.08646 describes a similar
-    preconditioning of the gradient.
+    without power stays zero. The norm of the gradient does not change. A similar preconditioning of the gradient is
+    described in arXiv 2602.08646.
     """
     values = gradient.detach().cpu().double()
     spectrum = torch.fft.fft2(values, norm="ortho")

@@ -26,7 +26,10 @@ GroupReward = Callable[[Generation], Tensor]
 """A function that returns the reward of each group of images, ``[G]``; larger values are better."""
 
 MIN_EIGENVALUE = 1e-12
-"""Smaller eigenvalues are clamped to this value, because the gradient of the entropy is infinite at eigenvalue 0."""
+"""Minimum eigenvalue in the Vendi score.
+
+Smaller eigenvalues are replaced by the minimum, because the gradient of the entropy is infinite at eigenvalue 0.
+"""
 
 
 def pairwise_distance(features: Tensor) -> Tensor:
@@ -124,18 +127,19 @@ class ContrastiveReward:
     Two latents are compared patch by patch. Each latent is reduced to ``window`` x ``window`` patches by average
     pooling, and patches at the same position are compared by their cosine similarity. In CNO, a latent is the
     prediction of the clean latent from the seed in one step. For CNO, the ``trajectory`` of
-    :class:`~seedselect.problem.Problem` must return these predictions.
+    :class:`~seedselect.problem.Problem` must return the one-step predictions.
 
     The reward equals the loss in https://github.com/Jecstar66/CNO, commit b54588b, ``latent_diffusion_cno.py``, lines
-    106 to 141, except for the sign and a constant of 1e-8 in a denominator. The authors' script optimizes five seeds in
-    three updates of Adam with the learning rate 0.01.
+    106 to 141, except for the sign and a constant of 1e-8 in a denominator. The script of the CNO authors optimizes
+    five seeds in three updates of Adam with the learning rate 0.01.
 
     Args:
         temperature: temperature of the InfoNCE loss, by which all similarities are divided.
         attraction_temperature: factor by which ``temperature`` is multiplied for the attraction to the initial latent,
             called gamma in the paper. None means the paper's value for a group of n images,
-            ``1 / (temperature ln(n - 1) + 1)``. The authors' scripts use 1.
-        window: number of patches per side of a latent. The authors' scripts use 16 for latents of 64 x 64.
+            ``1 / (temperature ln(n - 1) + 1)``. In the scripts of the CNO authors, ``attraction_temperature`` is 1.
+        window: number of patches per side of a latent. In the scripts of the CNO authors, ``window`` is 16 for latents
+            of 64 x 64.
     """
 
     temperature: PositiveFloat = 0.1
@@ -175,7 +179,7 @@ class GroupSelect(SeedSelect):
 
     The optimization of all seeds of a group stops at the same iteration, and the returned seeds of a group belong to
     the same iteration. The result, a :class:`~seedselect.history.Selection`, contains one entry per sample. All samples
-    of a group have the loss of the group. The other arguments are arguments of :class:`~seedselect.select.SeedSelect`.
+    of a group have the loss of the group. All other arguments are described in :class:`~seedselect.select.SeedSelect`.
 
     Args:
         group_size: number n of consecutive seeds that form a group, at least 2.

@@ -14,8 +14,8 @@ class Selection:
     """The best seed of each of B samples, and the history of an optimization of at most K iterations.
 
     Attributes:
-        seed: for each sample the seed with the smallest criterion, ``[B,C,h,w]``. The criterion is the loss. If
-            ``SeedSelect.best_by`` is ``"rewards"``, the criterion is the loss without the penalty.
+        seed: for each sample the seed with the smallest criterion, ``[B,C,h,w]``. The criterion is the loss or, if
+            ``SeedSelect.best_by`` is ``"rewards"``, the loss without the penalty.
         latent: the clean latent generated from ``seed``, ``[B,C,h,w]``.
         loss: loss of ``seed``, float64 ``[B]``.
         initial_loss: loss of the initial seed, float64 ``[B]``.
@@ -131,7 +131,7 @@ class BestSeedTracker:
         not finite, if it has converged, or if its ``quality [b]`` is too low. If the quality of a seed is too low, the
         seed is never the best seed.
         """
-        loss = loss.cpu().double()  # waits for the device, so that all of its work is timed
+        loss = loss.cpu().double()  # the copy waits for the device, so that its work is timed
         criterion = loss if criterion is None else criterion.cpu().double()
         now = time.perf_counter()
         self.seconds[rows] += (now - self.last_time) / len(rows)
@@ -159,7 +159,10 @@ class BestSeedTracker:
         return active
 
     def selection(self) -> Selection:
-        """Return the result of the iterations so far. Its tensors are not copied, so later iterations change them."""
+        """Return the result of the iterations so far.
+
+        The tensors of the result are not copied, so that later iterations change them.
+        """
         return Selection(
             seed=self.seed,
             latent=self.latent,

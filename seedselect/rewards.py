@@ -122,7 +122,7 @@ def novelty_reward(generation: Generation, margin: PositiveFloat) -> Tensor:
 def text_similarity(generation: Generation) -> Tensor:
     """Return the cosine similarity in [-1, 1] of image features and prompt features, ``[B]``.
 
-    This reward needs no reference images.
+    The text similarity needs no reference images.
 
     Raises:
         ValueError: ``Targets.text`` is missing.

@@ -25,8 +25,8 @@ class BestOf:
     """Choose the seed with the smallest loss among several seeds per sample, then optionally optimize this seed.
 
     Args:
-        loss: the ``SeedSelect`` object whose loss ranks the seeds. Its other settings have no effect, for example
-            ``optimizer``, or ``quality`` of a ``GroupSelect`` object.
+        loss: the ``SeedSelect`` object whose loss ranks the seeds. Other settings of the ``SeedSelect`` object, such as
+            ``optimizer``, have no effect.
         candidates: number of seeds per sample.
         refine: the ``SeedSelect`` object that optimizes the best seed; None returns the best seed unchanged.
     """
@@ -87,8 +87,8 @@ class LocalSearch:
     Gaussian noise.
 
     Args:
-        loss: the ``SeedSelect`` object whose loss ranks the seeds. Its other settings have no effect, for example
-            ``optimizer``, or ``quality`` of a ``GroupSelect`` object.
+        loss: the ``SeedSelect`` object whose loss ranks the seeds. Other settings of the ``SeedSelect`` object, such as
+            ``optimizer``, have no effect.
         rounds: number of search rounds.
         neighbors: number of neighbors that are evaluated per round.
         spread: weight of the noise in a neighbor, in (0, 1].

@@ -71,7 +71,7 @@ class SeedSelect:
             iteration.
         semantic_weight, appearance_weight: weights of the semantic loss and of the appearance loss.
         rewards: pairs ``(reward, weight)`` that replace the semantic loss and the appearance loss (see
-            :mod:`seedselect.rewards`). The loss is then minus the weighted sum of the rewards.
+            :mod:`seedselect.rewards`). If ``rewards`` is set, the loss is minus the weighted sum of the rewards.
         gradient: function that transforms the gradient before each update (:mod:`seedselect.gradients`).
         step_weights: weights, in the semantic loss, of the latents after the last sampling steps; the last weight is
             for the cleanest latent.
@@ -79,10 +79,10 @@ class SeedSelect:
         penalty: differentiable function from seeds ``[b,C,h,w]`` to penalties >= 0 ``[b]``, such as
             ``nao.norm_penalty``.
         penalty_weight: weight with which ``penalty`` is added to the loss.
-        best_by: criterion for the seed that is returned for each sample: the smallest loss (``loss``) or the largest
-            weighted sum of rewards, without the penalty (``rewards``, as in ReNO, Eyring et al. 2024).
+        best_by: criterion for the returned seed of each sample: ``loss`` selects the smallest loss, ``rewards`` the
+            largest weighted sum of rewards, without the penalty (as in ReNO, Eyring et al. 2024).
         patience, improvement: the optimization of a sample stops when its best loss decreased by less than the fraction
-            ``improvement`` over the last ``patience`` updates. If ``best_by`` is ``rewards``, this loss does not
+            ``improvement`` over the last ``patience`` updates. If ``best_by`` is ``rewards``, the best loss does not
             include the penalty. ``patience=0`` disables early stopping.
     """
 
@@ -119,8 +119,8 @@ class SeedSelect:
     def with_steps(self, steps: int) -> Self:
         """Return a copy for samplers with ``steps`` steps; the copy has at most ``steps`` step weights.
 
-        If there are more step weights than ``steps``, only the last ``steps`` weights are used. These weights are
-        rescaled so that the sum of the step weights does not change.
+        If there are more step weights than ``steps``, only the last ``steps`` weights are used, rescaled so that the
+        sum of the step weights does not change.
 
         Raises:
             ConfigError: the last ``steps`` step weights are all zero.
@@ -208,7 +208,7 @@ class SeedSelect:
             if gradient is None or not active.any():
                 return
             for row, row_gradient, is_active in zip(rows.tolist(), gradient, active.tolist(), strict=True):
-                parameters[row].grad = row_gradient if is_active else None  # no update if grad is None
+                parameters[row].grad = row_gradient if is_active else None  # None: no update
             rows = rows[active]
             optimizer.step()
             schedule.step()
@@ -231,10 +231,7 @@ class SeedSelect:
         return loss, loss if self.best_by == "loss" else without_penalty
 
     def quality_of(self, generation: Generation) -> Tensor | None:
-        """Return the quality of each group, ``[G]``, on which ``GroupSelect`` has a limit.
-
-        None means that there is no limit.
-        """
+        """Return the quality of each group, ``[G]``, or None if the quality has no limit, as in ``SeedSelect``."""
         return None
 
     def grouped(self, values: Tensor) -> Tensor:

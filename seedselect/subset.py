@@ -21,17 +21,17 @@ class BestSubset(BestOf):
     """Choose n images among ``N n`` candidates for each group, by a greedy search for the set with the smallest loss.
 
     BestSubset can choose any n of the ``N n`` candidates, while :class:`BestOf` chooses one of N groups of n images.
-    Both methods need the same number of network evaluations. The greedy search starts with the image that has the
-    largest reward of a single image. Each iteration then adds the image for which the loss of the chosen set is
+    BestSubset and BestOf need the same number of network evaluations. The greedy search starts with the image that has
+    the largest reward of a single image. Each iteration then adds the image for which the loss of the chosen set is
     smallest. Group inference (Parmar et al. 2026, arXiv 2508.15773) solves the same problem as a quadratic integer
     program.
 
     Args:
         loss: the :class:`~seedselect.groups.GroupSelect` object whose loss ranks sets of images. The group rewards must
             be :class:`~seedselect.groups.ImageDiversity` or :class:`~seedselect.groups.LatentDiversity`. The setting
-            ``quality`` of the object has no effect.
+            ``quality`` of the ``GroupSelect`` object has no effect.
         candidates: number N of candidate seeds for each returned seed.
-        refine: see :class:`BestOf`.
+        refine: the ``SeedSelect`` object that optimizes the chosen seeds; None returns the chosen seeds unchanged.
     """
 
     loss: GroupSelect

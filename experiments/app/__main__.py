@@ -141,7 +141,7 @@ def main() -> None:
     check_run(config.run)
     settings = parse_settings(config)
     check_port(settings.host, settings.port)
-    with tempfile.TemporaryDirectory(prefix="seeds-") as folder:  # deleted with all uploads when the server stops
+    with tempfile.TemporaryDirectory(prefix="seeds-") as folder:  # the folder is deleted when the server stops
         os.environ["GRADIO_TEMP_DIR"] = str(Path(folder) / "uploads")
         os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
         from experiments.app.compare_tab import open_session

@@ -19,7 +19,7 @@ from seedselect import ClipFeatures, SeedSelect
 
 DISTILLED_STEPS, DEFAULT_STEPS = 4, 20
 DISTILLED_GUIDANCE_MAX = 2.0
-"""If the default guidance scale of a model is smaller, the page assumes that the model is distilled for few steps."""
+"""A model with a default guidance scale below this threshold is assumed to be distilled for few steps."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class AppContext:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Fingerprint of the model's checkpoint. The value is cached, because its computation is slow."""
+        """Fingerprint of the model's checkpoint. The fingerprint is cached, because its computation is slow."""
         return self.model.fingerprint
 
     @cached_property

@@ -84,7 +84,9 @@ class EditSession:
         return dataclasses.replace(self, step=step)
 
     def undo(self) -> EditSession:
-        """Display the last edit of the history; if it is displayed already, remove it and display the edit before it.
+        """Return a session that displays the last edit of the history.
+
+        If the last edit is displayed already, it is removed from the history, and the edit before it is displayed.
 
         Raises:
             ValueError: there is no earlier edit.

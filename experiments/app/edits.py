@@ -23,7 +23,7 @@ from rnri.models.family import Family
 from rnri.models.unet import UNetFamily
 
 LOW_VAE_PSNR_DB = 20.0
-"""If the VAE alone reproduces an image with a smaller PSNR, the page reports that the VAE limits the quality."""
+"""If the VAE alone reproduces an image with a PSNR below ``LOW_VAE_PSNR_DB``, the page reports the PSNR of the VAE."""
 WEIGHT = re.compile(r"(?P<word>[^=,]+)=(?P<weight>[^=,]+)")
 
 

@@ -16,7 +16,10 @@ from experiments.app.uploads import read_image
 PAIRS = ((("fox", 0), ("fox", 2)), (("fox", 0), ("owl", 0)), (("fox", 1), ("eagle", 1)))
 """Pairs of drawings: for each of the two drawings, its concept and its index among the drawings of the concept."""
 RARE_CONCEPTS = ("volcano", "steaming bowl", "tram", "basketball", "shortcake", "water wave")
-"""Rare concepts of the emoji corpus. Their first three drawings are references: the model was not trained on them."""
+"""Rare concepts of the emoji corpus.
+
+The model was not trained on the first three drawings of each of these concepts.
+"""
 NUM_REFERENCES = 3
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from experiments.reporting.html_report import data_url
 
 LOSSLESS_MAX_SIZE = 128
-"""Images with at most this many pixels per side are sent as PNG. Larger images are sent as WebP of quality 90."""
+"""Images with at most ``LOSSLESS_MAX_SIZE`` pixels per side are sent as PNG, larger images as WebP of quality 90."""
 CSS = """
 .image-grid { display: grid; grid-template-columns: repeat(var(--columns), minmax(0, 1fr)); gap: 10px; margin: 4px 0; }
 .image-grid figure { margin: 0; min-width: 0; }

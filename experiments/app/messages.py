@@ -19,8 +19,8 @@ Handler = TypeVar("Handler", bound=Callable[..., Any])
 def error_message(error: BaseException) -> str:
     """Return the message for an exception in one line.
 
-    For ValueError and OSError, this is the message of the exception. For any other, unexpected exception, the message
-    contains only the type of the exception.
+    For ValueError and OSError, the result is the message of the exception. For any other exception, the result contains
+    only the type of the exception.
     """
     if isinstance(error, ValueError | OSError):
         return " ".join(str(error).split()) or type(error).__name__

@@ -48,7 +48,7 @@ MOBILE_CSS = (
 )
 """CSS for small screens.
 
-These rules are in the head of the page, because Gradio removes media queries from its argument ``css``.
+The CSS rules are in the head of the page, because Gradio removes media queries from its argument ``css``.
 """
 DESCRIPTION = "Invert images to seeds of a diffusion model, then edit, interpolate, average and optimize them."
 CLEANUP_INTERVAL_S, MAX_FILE_AGE_S = 600, 3600

@@ -26,8 +26,8 @@ from experiments.reporting.human_ratings import TIE
 RESULT_TENSORS = ("edited", "reconstructions", "images")
 """Names of the tensors that can contain the result images of a unit.
 
-The first of these tensors that the unit contains is compared. If the compared tensor is not ``images``, then ``images``
-contains the input images.
+Raters compare the images of the first of these tensors that the unit contains. If the compared tensor is not
+``images``, then ``images`` contains the input images.
 """
 MAX_SHOWN_REFERENCES = 3
 """Maximum number of reference images that are shown with a question."""

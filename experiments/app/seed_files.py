@@ -82,8 +82,8 @@ def read_seed(path: str | Path, context: AppContext, *, name: str = "") -> Seed:
     If ``name`` is set, error messages contain ``name`` instead of the file name.
 
     Raises:
-        ValueError: the file is not a seed file or contains several seeds, the seed is from another checkpoint or has
-            another shape than the seeds of the page's model, or a value is not finite.
+        ValueError: the file is not a seed file or contains several seeds, or the seed does not fit the model of the
+            page or is not finite.
     """
     path = Path(path)
     name = name or path.name

@@ -35,7 +35,7 @@ DESCRIPTIONS = {
 FRAME_MS, END_FRAME_MS = 150, 900
 """Times in milliseconds for which an animation shows an inner point of the path and an end of the path."""
 VIDEO_FPS = 20
-"""Frames per second of a video. The two times above must be multiples of the time of a frame."""
+"""Frames per second of a video. ``FRAME_MS`` and ``END_FRAME_MS`` must be multiples of the time of a frame."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def broadcast_prompts(text: str, count: int) -> list[str]:
 
 
 def explore(context: AppContext, seeds: Tensor, prompts: Sequence[str]) -> SeedPaths:
-    """Compute paths between the first two of n seeds and averages of all seeds, and generate their images.
+    """Compute paths between the first two of n seeds and averages of all seeds, and generate the images of these seeds.
 
     If the first two prompts differ, the text embeddings are interpolated linearly along the path, so that the path ends
     at the second image. The images of the averages are generated with the mean text embedding of all prompts.

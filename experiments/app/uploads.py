@@ -21,10 +21,10 @@ pillow_heif.register_heif_opener()  # photos from phones are HEIC files
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".heic", ".heif")
 MIN_DISPLAY_SIZE = 384
-"""Images with fewer pixels per side are enlarged when the page displays the images."""
+"""Images with fewer than ``MIN_DISPLAY_SIZE`` pixels per side are enlarged when the page displays them."""
 MAX_EXAMPLES = 12
 DRAFT_FACTOR = 2
-"""Large JPEG files are decoded at a reduced size, which is at least this factor times the image size of the model."""
+"""Large JPEG files are decoded at a reduced size that is at least ``DRAFT_FACTOR`` times the model's image size."""
 
 
 @dataclass(frozen=True)

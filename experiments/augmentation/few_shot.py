@@ -26,7 +26,7 @@ class FewShot:
 
     Args:
         network: function that creates a timm network with ``num_classes`` outputs. The classifier is trained from
-            scratch, unless the function loads pretrained weights.
+            scratch, unless ``network`` loads pretrained weights.
         image_size: height and width in pixels of the input images of the network.
         steps: number of training steps.
         batch_size: number of images per training step. The images are drawn uniformly with replacement.

@@ -73,8 +73,8 @@ class TrainingJobs(CachedUnitDataModule):
 class TrainingStage:
     """The stage that trains the few-shot classifiers, after the stage that generates the images.
 
-    A unit (smallest piece of resumable work) is the training of one classifier. Its result is the classifier's
-    predicted labels of the test images.
+    A unit (smallest piece of resumable work) is the training of one classifier. The result of a unit is the
+    classifier's predicted labels of the test images.
 
     Attributes:
         context: inputs and settings of the run, such as concepts and arms.

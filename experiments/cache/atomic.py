@@ -40,8 +40,7 @@ def atomic_write(path: str | Path, write: Callable[[Path], Any]) -> None:
     link is replaced. Missing folders are created. If ``write`` raises an exception, the temporary file is deleted.
 
     Raises:
-        CannotWrite: the file cannot be written, for example because the permission is missing, the disk is full, or
-            ``path`` is not a regular file.
+        CannotWrite: the file cannot be written, for example because the disk is full or ``path`` is not a regular file.
     """
     target = Path(os.path.realpath(path))
     with _explained(path):
@@ -130,7 +129,7 @@ def _is_alive(pid: int) -> bool:
 def finished_files(folder: str | Path, pattern: str) -> list[Path]:
     """Return the files in ``folder`` that match ``pattern``, sorted by name, without hidden and temporary files.
 
-    In contrast, ``Path.glob`` also returns the hidden temporary files of :func:`atomic_write`.
+    ``Path.glob`` is not sufficient, because it also returns the hidden temporary files of :func:`atomic_write`.
     """
     return sorted(path for path in Path(folder).glob(pattern) if not path.name.startswith("."))
 

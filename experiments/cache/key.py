@@ -20,7 +20,7 @@ def fingerprint_config(value: Any) -> Any:
     """Return a JSON-serializable description of a dataclass, partial function, function, container or plain value.
 
     The description contains all settings, including default values. Two objects with equal descriptions compute equal
-    results, as long as the code does not change. If a change of the code changes results, increase
+    results, unless the code changes. If a change of the code changes results, increase
     :data:`experiments.cache.store.CACHE_VERSION`. The description of a class or function is the result of
     :func:`cache_name`. ``tests/experiments/cache/test_key.py`` checks that no two classes or functions of the project
     have the same name.
@@ -42,8 +42,9 @@ def fingerprint_config(value: Any) -> Any:
 def cache_name(target: Callable[..., Any]) -> str:
     """Return the name of a class or function in cache keys.
 
-    For a class or function of this project, the name is its attribute ``cache_name`` if this attribute exists, else the
-    name without the module. For all others, the name contains the module.
+    For a class or function of this project, the name is the attribute ``cache_name`` of the class or function or,
+    without this attribute, the name without the module. For all other classes and functions, the name contains the
+    module.
     """
     if target.__module__.partition(".")[0] in PROJECT:
         return vars(target).get("cache_name", target.__qualname__)

@@ -26,8 +26,8 @@ torch.backends.cudnn.allow_tf32 = False
 CACHE_VERSION = 3
 """Version of the cache, which is part of every cache key.
 
-Increase the version when a change of the code changes the stored units or seeds for unchanged settings. Stored results
-of an earlier version are then computed again.
+Increase the version when a change of the code changes the stored units or seeds for unchanged settings. Results that
+were stored with an earlier version are computed again.
 """
 
 
@@ -71,8 +71,8 @@ class SeedStore:
     """A cache of tensors on disk. The key of an entry contains all settings on which the tensors depend.
 
     The key of an inverted seed contains the checkpoint, numerical settings (precision, device), the inversion method
-    with its settings, the schedule, the guidance scale, the prompt and the image. Features of real images are also
-    stored in this cache.
+    with its settings, the schedule, the guidance scale, the prompt and the image. A ``SeedStore`` also stores the
+    features of real images.
     """
 
     def __init__(self, root: str | Path) -> None:
@@ -140,7 +140,7 @@ class UnitStore:
     def lease_name(self, unit: str) -> str:
         """Return the name of a unit's lease, the temporary exclusive right of a process to compute the unit.
 
-        The name depends on the settings of the store.
+        The name of the lease depends on the settings of the store.
         """
         return f"{self.root.parent.name[:24]}-{self.root.name}-{self._path(unit).stem}".replace("~", "_")
 

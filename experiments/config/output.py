@@ -9,8 +9,8 @@ import sys
 def replace_unencodable() -> None:
     """Make standard output and standard error print ``?`` for characters that the encoding does not contain.
 
-    By default, Python raises UnicodeEncodeError for these characters, for example for an arrow in a table if
-    ``PYTHONIOENCODING=latin-1``. Result files are not affected, because they are written in UTF-8.
+    By default, Python raises UnicodeEncodeError for a character that the encoding does not contain, for example for an
+    arrow in a table if ``PYTHONIOENCODING=latin-1``. Result files are not affected, because they are written in UTF-8.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):

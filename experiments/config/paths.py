@@ -21,7 +21,7 @@ def resolve(root: DictConfig, key: str) -> tuple[str, Node | None]:
     """Follow the interpolations of ``key``; return the key under which its value is defined, and the config node.
 
     If ``task.arms.x.select`` is ``${select}``, then ``task.arms.x.select.patience`` resolves to ``select.patience``.
-    The node is None if ``key`` does not exist in the config.
+    The returned config node is None if ``key`` does not exist in the config.
 
     Raises:
         ValueError: an interpolation refers to a key that does not exist.

@@ -52,8 +52,8 @@ def run_folder(run_dir: str) -> str:
     """Return the folder of this run.
 
     Without a sweep, the folder is ``run_dir``. In a sweep, each job has a subfolder of ``run_dir``. In a Hydra sweep,
-    the name of the subfolder consists of the values that differ between the jobs. In a W&B sweep, the name is the id of
-    the W&B run.
+    the name of the subfolder consists of the values that differ between the jobs. In a W&B sweep, the name of the
+    subfolder is the id of the W&B run.
     """
     if multirun():
         hydra = HydraConfig.get()

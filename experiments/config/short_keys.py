@@ -1,7 +1,7 @@
 """The short keys ``methods``, ``steps``, ``images``, ``guidance``, ``nfe``, ``prompt`` and ``arms``.
 
 An experiment defines its methods, settings and arms below the key ``task``. A short key is a top-level key that changes
-these definitions without the syntax of Hydra's config groups and lists.
+the methods, settings or arms without the syntax of Hydra's config groups and lists.
 """
 
 from __future__ import annotations
@@ -36,14 +36,13 @@ PROMPTS = ("caption", "empty", "wrong")
 def apply_short_keys(config: DictConfig) -> None:
     """Apply the short keys that have a value to ``config.task``, and remove the short keys without a value.
 
-    If ``methods`` has a value, the settings of an inversion experiment are replaced: each number of steps and guidance
-    scale gets one setting, with all ``methods`` and with captions as prompts. If ``methods`` has no value, the values
-    of ``steps``, ``guidance`` and ``prompt`` are replaced in all settings of the experiment. The guidance scale of a
-    setting with the empty prompt is always 1.
+    If ``methods`` has a value, the settings of an inversion experiment are replaced. Each combination of a number of
+    steps and a guidance scale gets one setting, with all ``methods`` and with captions as prompts. If ``methods`` has
+    no value, the values of ``steps``, ``guidance`` and ``prompt`` are replaced in all settings of the experiment. The
+    guidance scale of a setting with the empty prompt is always 1.
 
     Raises:
-        ConfigError: the experiment has no key that the short key could change, or the value of the short key is
-            invalid.
+        ConfigError: the experiment has no key that the short key changes, or the value of the short key is invalid.
     """
     OmegaConf.set_struct(config, False)
     values = {name: config.pop(name, None) for name in SHORT_KEYS}
@@ -136,7 +135,7 @@ class _Task:
     def _set_images(self, value: object) -> None:
         if value != "all" and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise ConfigError("images", f"must be a number >= 1 or all, got {value!r}.")
-        if "count" in self.task:  # editing experiments have a number of edits
+        if "count" in self.task:  # number of edits in an editing experiment
             self.task.count = None if value == "all" else value
             return
         if "samples" in self.task:
@@ -181,7 +180,8 @@ class _Task:
     def _conditions(self, setting: dict[str, Any], prompts: object) -> Iterator[dict[str, Any]]:
         """Yield every combination of a number of steps, a guidance scale and a prompt.
 
-        The numbers of steps and the guidance scales are the values of ``setting`` unless short keys replace them.
+        The numbers of steps and the guidance scales are the values of the short keys or, if a short key has no value,
+        the values of ``setting``.
         """
         all_steps = _as_list(self.values.get("steps", setting.get("steps")))
         scales = _as_list(self.values.get("guidance", setting.get("guidance", 1.0)))

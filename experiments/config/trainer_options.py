@@ -1,7 +1,7 @@
-"""Validation of the options of Lightning's trainer. The rules depend on whether an experiment trains a network.
+"""Validation of trainer options of Lightning; the rules depend on whether an experiment trains a network.
 
 An experiment that trains no network runs prediction loops, which compute the units (pieces of work) of the experiment.
-Such an experiment must compute all units, and must not set the options of a training.
+An experiment that trains no network must compute all units, and must not set the options of a training.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ TRAINING_TYPES: dict[str, Any] = {
     "max_steps": PositiveInt,
     "val_check_interval": PositiveInt | Fraction | NonEmptyStr | dict | None,
 }
-"""Types of trainer options for experiments that train a network. Lightning's signature has less strict types."""
+"""Types of trainer options for experiments that train a network; the types are stricter than Lightning's type hints."""
 
 
 def is_training(config: DictConfig) -> bool:

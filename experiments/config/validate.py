@@ -32,7 +32,7 @@ HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
 def interpolation_error(config: DictConfig) -> str | None:
     """Return an error message if the value of a key refers to itself by interpolations, else None.
 
-    Among several of these keys, the message names the key with the fewest parts.
+    If several keys refer to themselves, the message names the key with the fewest parts.
     """
     return min(_cycles(config), key=lambda message: message.partition(":")[0].count("."), default=None)
 
@@ -194,7 +194,7 @@ def _value_error(key: str, value: Any, hint: Any) -> str | None:
         adapter = TypeAdapter(hint, config=STRICT)
     except PydanticSchemaGenerationError:
         return None
-    except PydanticUserError:  # the class has its own pydantic configuration
+    except PydanticUserError:  # raised for a class that has its own pydantic configuration
         adapter = TypeAdapter(hint)
     try:
         # Validate as JSON, because pydantic's strict mode then accepts a list for a tuple.

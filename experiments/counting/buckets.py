@@ -10,8 +10,8 @@ def bucket_by_threshold(counts: Mapping[str, int], head: int, tail: int) -> dict
 
     Args:
         counts: number of captions that mention each concept.
-        head: a concept with more mentions than this number is in bucket ``head`` (1,000,000 in the RNRI paper).
-        tail: a concept with fewer mentions than this number is in bucket ``tail`` (10,000 in the RNRI paper).
+        head: a concept with more than ``head`` mentions is in the bucket ``head`` (1,000,000 in the RNRI paper).
+        tail: a concept with fewer than ``tail`` mentions is in the bucket ``tail`` (10,000 in the RNRI paper).
 
     Raises:
         ValueError: ``0 <= tail <= head`` does not hold.

@@ -1,7 +1,7 @@
 """Reads count tables: files with the number of captions that mention each concept.
 
-``python -m experiments.counting.counts FILE`` prints the SHA-256 hash of the file and the numbers of head, medium and
-tail concepts, that is, of frequent concepts, concepts of medium frequency and rare concepts.
+``python -m experiments.counting.counts FILE`` prints the SHA-256 hash of the file and the numbers of concepts in the
+buckets head (frequent), medium and tail (rare).
 """
 
 from __future__ import annotations

@@ -58,9 +58,9 @@ def imagenet_counts(table: CountTable, rows_are_indices: bool = False) -> dict[i
 def _imagenet_keys() -> dict[str, set[int]]:
     """Return a dict that maps each key (index, WordNet id or name) to the indices of the classes with this key.
 
-    There are six types of keys: class indices, WordNet ids, unique names, normalized first names, normalized synonyms,
-    and all names of a class in one string, as on the Hugging Face Hub ("tench, Tinca tinca"). If a key has several
-    types, only the classes for the first of these types are returned.
+    The types of keys are class indices, WordNet ids, unique names, normalized first names, normalized synonyms, and all
+    names of a class in one string ("tench, Tinca tinca"). If a key has several types, the result contains only the
+    classes for the type that is listed first.
     """
     classes = imagenet_classes()
     keys: dict[str, set[int]] = {}

@@ -32,8 +32,8 @@ _INVARIABLE = _words(
     tongs trousers tweezers underpants
     """
 )
-# Names that are not inflected: "glasses" (spectacles) is not the plural of "glass". As a part of another name, these
-# words are inflected: the singular of "wine glasses" is "wine glass".
+# Names that are not inflected, for example because "glasses" (spectacles) is not the plural of "glass". A longer name
+# that ends in one of these names is inflected: the singular of "wine glasses" is "wine glass".
 _INVARIABLE_NAMES = frozenset(
     ("arms", "bars", "bathing trunks", "dark glasses", "field glasses", "glasses", "opera glasses", "parallel bars",
      "reading glasses", "safety glasses", "shades", "swimming trunks", "trunks")

@@ -145,8 +145,8 @@ def _is_linked_folder(name: str, info: Mapping[str, Any]) -> bool:
 def _is_hidden(name: str, pattern: str) -> bool:
     """Return True if the file ``name``, which matches ``pattern``, is hidden or temporary by the conventions of Spark.
 
-    A file is hidden if a part of its path begins with ``.`` or ``_``. This does not apply to parts that ``pattern``
-    contains literally, and to Hive partitions (``_x=...``). If ``pattern`` is a folder, it must end in ``/``.
+    A file is hidden if a part of its path begins with ``.`` or ``_``. Parts that ``pattern`` contains literally, and
+    Hive partitions (``_x=...``), do not make a file hidden. If ``pattern`` is a folder, it must end in ``/``.
     """
     parts = pattern.split("/")
     fixed = next((k for k, part in enumerate(parts) if any(c in part for c in "*?[")), len(parts) - 1)
@@ -161,7 +161,8 @@ def _is_hidden(name: str, pattern: str) -> bool:
 def _resolve_link(name: str, info: dict[str, Any]) -> dict[str, Any]:
     """If ``name`` is a symbolic link, return ``info`` with the type, size and modification time of the link's target.
 
-    Otherwise ``info`` is returned unchanged. For example, the cache of the Hugging Face Hub contains symbolic links.
+    If ``name`` is not a symbolic link, ``info`` is returned unchanged. The cache of the Hugging Face Hub, for example,
+    contains symbolic links.
 
     Raises:
         FileNotFoundError: the target of the link does not exist.

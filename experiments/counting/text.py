@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 import unicodedata
 
-# Ranges of code points with the Unicode property Default_Ignorable_Code_Point (DerivedCoreProperties.txt). They are
-# invisible characters such as soft hyphens, joiners and variation selectors. The table is needed because Python's
-# unicodedata does not provide this property.
+# Ranges of code points with the Unicode property Default_Ignorable_Code_Point. The property marks invisible characters
+# such as soft hyphens, joiners and variation selectors. The ranges are copied from DerivedCoreProperties.txt, because
+# Python's unicodedata does not provide the property.
 _IGNORABLE = (
     (0x00AD, 0x00AD), (0x034F, 0x034F), (0x061C, 0x061C), (0x115F, 0x1160), (0x17B4, 0x17B5), (0x180B, 0x180F),
     (0x200B, 0x200F), (0x202A, 0x202E), (0x2060, 0x206F), (0x3164, 0x3164), (0xFE00, 0xFE0F), (0xFEFF, 0xFEFF),
