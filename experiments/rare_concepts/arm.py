@@ -175,7 +175,7 @@ def around_centroid(
 
 
 def _perturbed(seeds: Tensor, k: int, exact: int, spread: float) -> Tensor:
-    """Return ``seeds`` if ``k < exact``, else ``seeds`` mixed with noise that depends only on ``k``."""
+    """Return ``seeds`` unchanged if ``k < exact``, else mixed with noise that depends only on the index ``k``."""
     if k < exact:
         return seeds
     noise = torch.randn(seeds.shape[1:], generator=torch.Generator().manual_seed(k))

@@ -124,9 +124,9 @@ def accuracy_rows(method: str, images: ClassifiedImages, seed: int, real: Classi
         method: name of the method in the rows.
         images: the generated images of the method.
         seed: random seed of the bootstrap.
-        real: the reference images, scored as if they were generated images. Their accuracy is the column ``ceiling``,
-            an estimate of the accuracy of a perfect generator. The estimate is too high if the classifier was trained
-            on the reference images.
+        real: the reference images, scored as if they were generated images. The accuracy on the reference images is the
+            column ``ceiling``, an estimate of the accuracy of a perfect generator. The estimate is too high if the
+            classifier was trained on the reference images.
     """
     shares = {
         "right_new": images.right_new,

@@ -112,7 +112,7 @@ class _Log:
         print(line, file=sys.stderr, flush=True)
 
     def _remaining(self) -> str:
-        """Return the formatted remaining time, estimated from the units that were finished since :meth:`start`."""
+        """Return the formatted remaining time, estimated from the units that were finished in this process."""
         finished = self.done - self.done_before
         missing = self.total - self.done
         if not finished or not missing:
