@@ -81,7 +81,7 @@ def _read_json(path: Path) -> list[tuple[str, Any]]:
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not a table of names and counts ({error}).") from None
     if not isinstance(rows, list) or not all(isinstance(row, tuple) for row in rows):
-        raise ValueError(f"{path} is not a table of names and counts: it must hold an object of counts by name.")
+        raise ValueError(f"{path} is not a table of names and counts: it must be an object that maps names to counts.")
     return rows
 
 
@@ -91,7 +91,9 @@ def _count(path: Path, name: str, value: Any) -> int:
     else:
         is_integer = type(value) is int or (isinstance(value, float) and value.is_integer())
     if not is_integer:
-        raise ValueError(f"{path} is not a table of names and counts: {name!r} has the count {value!r:.60}.")
+        raise ValueError(
+            f"{path} is not a table of names and counts: {name!r} has the count {value!r:.60}, not an integer."
+        )
     count = int(value)
     if count < 0:
         raise ValueError(f"{path} has the count {count} for {name!r}: a count must be >= 0.")

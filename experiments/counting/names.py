@@ -57,5 +57,5 @@ def _read_json(path: Path) -> list[list[str]]:
             case (str(name), [*synonyms]) if all(isinstance(synonym, str) for synonym in synonyms):
                 rows.append([name, *synonyms])
             case _:
-                raise ValueError(f"{path} contains {entry!r:.60}: map each name to a list of synonyms, [] for none.")
+                raise ValueError(f"{path} contains {entry!r:.60}: map each name to a list of synonyms, such as [].")
     return rows
