@@ -66,7 +66,10 @@ class Arm:
         return min(self.gradient_steps or steps, steps)
 
     def nfe(self, steps: int, forwards: Tensor, backwards: Tensor) -> Tensor:
-        """Return the number of network evaluations per image. A backward pass counts as two evaluations.
+        """Return the number of network evaluations per image.
+
+        A backward pass counts as two evaluations. With classifier-free guidance, a network call with two prompts counts
+        as two evaluations.
 
         Args:
             steps: number of sampling steps.
