@@ -139,7 +139,7 @@ def _stop(run: RunState) -> str:
 
 
 def _finish(run: RunState) -> tuple:
-    return *_buttons(is_running=False), "" if run.active else status_html("Stopped; the best seed can be downloaded.")
+    return *_buttons(is_running=False), "" if run.active else status_html("Stopped; the best seed is kept.")
 
 
 def _tab_selected(
