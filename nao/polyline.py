@@ -1,6 +1,7 @@
 """NAO as published: a path is a polyline of K points, and its energy is minimized over the coordinates of the points.
 
-The energy of the polyline depends on the density of the norm only at the midpoint of each segment. If K is small, the
+The energy of a polyline is a sum over its segments: the length of a segment times the negative log-density of the seed
+norm at the midpoint of the segment. If K is small, the
 polyline of minimum energy is therefore a zigzag line: the midpoints of the segments have the typical norm, but the
 points do not. As K increases, the energy of the polyline converges to the energy of the continuous path in
 :mod:`nao.geodesic`. The tests and the benchmark use this module as the reference implementation.

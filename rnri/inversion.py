@@ -188,8 +188,8 @@ class ImplicitInverter(Inverter):
             initial guess as the solution. As long as evaluations remain, a step has at least one evaluation if its
             initial guess is not extrapolated or if the fitted ``beta`` is 0.
         parameterization: the prediction (noise, velocity or clean latent) that an update of the fixed-point iteration
-            keeps constant, see :mod:`rnri.solvers.parameterization`. The definitions of residual and tolerance do not
-            depend on the parameterization. With two evaluations per step, ``native`` has the smallest measured
+            keeps constant, see :mod:`rnri.solvers.parameterization`. The residual and the tolerance are defined in the
+            same way for every parameterization. With two evaluations per step, ``native`` has the smallest measured
             reconstruction error on UNets, consistency models and flow matching. ``relaxed`` has a smaller error than
             ``native`` on UNets with one evaluation per step, and a slightly smaller error than ``native`` on all models
             with five evaluations per step.

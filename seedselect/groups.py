@@ -125,9 +125,9 @@ class ContrastiveReward:
 
     The reward repels the latents of a group from each other and attracts each latent to the latent of its initial seed.
     Two latents are compared patch by patch. Each latent is reduced to ``window`` x ``window`` patches by average
-    pooling, and patches at the same position are compared by their cosine similarity. In CNO, a latent is the
-    prediction of the clean latent from the seed in one step. For CNO, the ``trajectory`` of
-    :class:`~seedselect.problem.Problem` must return the one-step predictions.
+    pooling, and patches at the same position are compared by their cosine similarity. CNO compares
+    one-step predictions: the clean latents that the network predicts from the seeds in a single call. For CNO, the
+    ``trajectory`` of :class:`~seedselect.problem.Problem` must return these one-step predictions.
 
     The reward equals the loss in https://github.com/Jecstar66/CNO, commit b54588b, ``latent_diffusion_cno.py``, lines
     106 to 141, except for the sign and a constant of 1e-8 in a denominator. The script of the CNO authors optimizes

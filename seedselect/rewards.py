@@ -105,7 +105,7 @@ def novelty_reward(generation: Generation, margin: PositiveFloat) -> Tensor:
 
     Args:
         generation: the generated images; ``generation.targets.references`` must be set.
-        margin: the distance at which the repulsion ends.
+        margin: distance between the image and its nearest reference from which on the reward is 0.
 
     Raises:
         ValueError: ``Targets.references`` is missing.

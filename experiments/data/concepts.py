@@ -259,8 +259,9 @@ def select_concepts(
         concepts: all concepts of the data source.
         selection: a number of concepts per bucket, ``"all"``, or a list of names. If ``selection`` is a number,
             concepts are drawn uniformly from each bucket. With the same ``seed``, a larger number selects all concepts
-            that a smaller number selects. Names are looked up in all buckets. An integer in a list is a name.
-        frequency buckets (head, medium, tail) to select from. Ignored if ``selection`` is a list of names.
+            that a smaller number selects. A name may belong to any frequency bucket (head, medium or tail).
+            An integer in a list is a name.
+        buckets: frequency buckets (head, medium, tail) to select from. Ignored if ``selection`` is a list of names.
         seed: integer that initializes the random draw.
 
     Raises:

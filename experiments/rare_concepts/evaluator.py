@@ -174,7 +174,7 @@ class Evaluator:
 
         Args:
             title: name of the arm in the titles of the progress bars.
-            units: store of the images of each concept.
+            units: reads the generated images of a concept from the run folder.
             scores: novelty scores of the samples of each concept.
             detections: perceptual distances of the images of each concept.
             threshold: distances below which an image is a copy.

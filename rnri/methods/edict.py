@@ -32,7 +32,8 @@ class EDICT(Inverter):
     Here ``eps`` is the network's prediction, ``p`` is ``mix``, ``a = 1 / A`` and ``b = -B / A`` with the coefficients
     ``A`` and ``B`` of the DDIM step. The last two equations of a step are called the mixing. As in the authors' code,
     every second step, counted from the noisy end, computes ``y'`` before ``x'``; the mixing computes ``x`` first in all
-    steps. Sampling and inversion count the steps from the same end, so that any number of steps can be inverted.
+    steps. Sampling and inversion both count the steps from the noisy end. An inversion step therefore uses the order of
+    the sampling step that it reverses, for even and odd numbers of steps.
     Diffusers' community pipeline of EDICT counts the inversion steps from the clean end, so that it can invert only an
     even number of steps.
 
