@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
-ALEXNET = "shift_tolerant_alexnet"  # architecture that experiments.evaluation.alexnet registers in timm
 REMEDY = "set data.classifier to a folder created by `python train.py experiment=pretrain_classifier`"
 
 
@@ -257,8 +256,6 @@ def _read_config(path: Path) -> ClassifierConfig:
         config = ClassifierConfig(**{name: content[name] for name in fields})
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    if config.architecture == ALEXNET:
-        import experiments.evaluation.alexnet  # noqa: F401 (registers the architecture in timm)
     if not timm.is_model(config.architecture):
         raise ValueError(
             f"{path}: architecture {config.architecture!r} is unknown to timm {timm.__version__}; update timm, or "

@@ -39,11 +39,8 @@ def blur_and_downsample(maps: Tensor) -> Tensor:
     return F.conv2d(F.pad(maps, (2, 2, 2, 2), mode="reflect"), filters, stride=2, groups=maps.shape[1])
 
 
-class AlexNetTrunk(nn.Module):
-    """The five convolutional layers of the shift-tolerant AlexNet, for images ``[B, 3, H, W]`` in [0, 1].
-
-    The height H and the width W of the images must be at least ``MIN_SIDE`` pixels.
-    """
+class ShiftTolerantLpips(nn.Module):
+    """ST-LPIPS distance between images ``[B, 3, H, W]`` in [0, 1], where H and W are at least ``MIN_SIDE`` pixels."""
 
     shift: Tensor  # [1,3,1,1]
     scale: Tensor  # [1,3,1,1]
@@ -54,6 +51,7 @@ class AlexNetTrunk(nn.Module):
             nn.Conv2d(inputs, outputs, kernel_size, padding=padding)
             for outputs, inputs, kernel_size, padding in CONVOLUTIONS.values()
         )
+        self.weights = nn.ParameterList(torch.ones(outputs) for outputs, *_ in CONVOLUTIONS.values())
         self.register_buffer("shift", torch.zeros(1, 3, 1, 1))
         self.register_buffer("scale", torch.ones(1, 3, 1, 1))
 
@@ -68,14 +66,6 @@ class AlexNetTrunk(nn.Module):
             x = F.relu(blur_and_downsample(x) if k == 0 else x)
             maps.append(x)
         return maps
-
-
-class ShiftTolerantLpips(AlexNetTrunk):
-    """ST-LPIPS distance between images ``[B, 3, H, W]`` in [0, 1], where H and W are at least ``MIN_SIDE`` pixels."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weights = nn.ParameterList(torch.ones(outputs) for outputs, *_ in CONVOLUTIONS.values())
 
     def forward(self, images: Tensor, targets: Tensor) -> Tensor:
         """Return the ST-LPIPS distances ``[B]`` between ``images`` and ``targets``.

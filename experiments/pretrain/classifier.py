@@ -17,7 +17,6 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
 from experiments.data.augmentations import jitter
 from experiments.data.labeled import LabeledImages
-from experiments.evaluation.alexnet import ShiftTolerantAlexNet
 from experiments.evaluation.classifier import Classifier, Preprocessing
 from experiments.pretrain.training import (
     ImageDataModule,
@@ -107,8 +106,7 @@ class PretrainClassifier(TrainingTask):
         batch_size: number of images per training step.
         lr: learning rate of the head (last layer).
         init_from: ``.pth`` file with the initial weights, whose tensors have the same order as the tensors of the
-            network. The tensors of the head are ignored. For ``shift_tolerant_alexnet``, the file is
-            ``alex_shift_tolerant.pth`` of the package stlpips-pytorch. None: no file is loaded.
+            network. The tensors of the head are ignored. None: no file is loaded.
         frozen: names of modules of the network that are not trained.
         body_lr: learning rate of all layers except the head; None: ``lr`` is used for all layers.
         excluded: groups of ``images`` on which the accuracy is measured, and which are not used for the training.
@@ -165,9 +163,7 @@ class PretrainClassifier(TrainingTask):
                 f"task.image_size={self.image_size} and task.batch_size={self.batch_size} cannot be created by timm "
                 f"({first_line(error)}): choose other values."
             ) from None
-        if isinstance(network, ShiftTolerantAlexNet) and self.init_from is not None:
-            network.load_trunk(self.init_from)
-        elif self.init_from is not None:
+        if self.init_from is not None:
             load_in_order(network, self.init_from)
         usual = timm.data.resolve_model_data_config(network)
         network = network.to(memory_format=torch.channels_last)  # faster on CPUs
