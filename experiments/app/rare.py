@@ -82,7 +82,7 @@ def nearest_references(
 ) -> list[NearestReference] | None:
     """Return the nearest reference of each image, or None if the page has no classifier.
 
-    The distance and the threshold are computed as for the column ``copies`` of the experiments
+    The distance and the threshold are computed as for the column ``copies_concept`` of the experiments
     (:mod:`experiments.evaluation.diversity`); the reference images are the real images of the concept.
     """
     if context.classifier is None:
