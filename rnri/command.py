@@ -65,7 +65,7 @@ def run(source: Path, prompt: str | None, edit: str | None, options: Options) ->
         raise ConfigError("--batch-size", f"must be at least 1, got {options.batch_size}.")
     files = _read(source, prompt, edit, options)
     if options.out.exists() and not options.out.is_dir():
-        raise ConfigError("--out", f"{options.out} is not a folder.")
+        raise ConfigError("--out", f"{options.out} is not a folder; choose another path.")
     options.out.mkdir(parents=True, exist_ok=True)
     model = _load(options)
     rows = []
