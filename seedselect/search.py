@@ -37,9 +37,7 @@ class BestOf:
 
     @property
     def step_weights(self) -> tuple[float, ...]:
-        """Weights of the latents of the last sampling steps in the semantic loss; the last weight is for the clean
-        latent.
-        """
+        """Weights of the last latents of sampling in the semantic loss; the last weight is for the clean latent."""
         return tuple(self.loss.step_weights)
 
     @property
@@ -102,9 +100,7 @@ class LocalSearch:
 
     @property
     def step_weights(self) -> tuple[float, ...]:
-        """Weights of the latents of the last sampling steps in the semantic loss; the last weight is for the clean
-        latent.
-        """
+        """Weights of the last latents of sampling in the semantic loss; the last weight is for the clean latent."""
         return tuple(self.loss.step_weights)
 
     @property

@@ -89,7 +89,6 @@ class EditTab:
                     self._create_images(session)
                 with gr.Column(elem_id="edit-step-3"):
                     self._create_step_3(session)
-        self.first_edit = _digest_and_prompt(session)
         self.session = gr.State(session)
         self.variant_steps = gr.State({})
         secret = "the settings are not secret"  # a fixed secret stays valid when the server restarts
@@ -374,7 +373,7 @@ class EditTab:
         The server stores the seed of an edit for an hour, see :data:`experiments.app.seed_files.MAX_FILE_AGE_S`. If the
         visitor has changed the page before the edit is restored, the edit is not restored.
         """
-        if not edit or _digest_and_prompt(session) != self.first_edit:
+        if not edit or _digest_and_prompt(session) != _digest_and_prompt(self.session.value):
             return {}
         saved = self._saved_session(*edit, self._named(settings))
         return {} if saved is None else self._view(saved, comparison, saved.seed.prompt)

@@ -138,7 +138,7 @@ def test_example_run_is_shown_without_a_run(tmp_path):
     assert size < 300_000
     other = open_session(replace(settings, run=str(finished_run(tmp_path / "run"))))
     assert not other.is_example and not other.show_results and other.references == {}
-    with pytest.raises(ValueError, match="methods: the run has no method 'best'; choose from plain"):
+    with pytest.raises(ValueError, match="methods: the run has no method 'best'; choose from plain, seedselect"):
         open_session(replace(settings, run=other.run, methods=["plain", "best"]))
 
 

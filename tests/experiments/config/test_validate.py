@@ -184,7 +184,7 @@ VALUES = [  # overrides, and the start of the error message
     ("+trainer.overfit_batches=1", "trainer.overfit_batches: must not be set in an experiment that trains no network"),
     ("+trainer.fast_dev_run=true", "trainer.fast_dev_run: must not be set in an experiment that trains no network, "),
     ("+trainer.max_time=00:00:01:00", "trainer.max_time: must not be set in an experiment that trains no network, "),
-    ("+trainer.max_steps=1", "trainer.max_steps: must not be set in an experiment that trains no network, "),
+    ("+trainer.max_steps=1", "trainer.max_steps: must not be set in an experiment that trains no network, got 1; "),
     ("experiment=pretrain_clip|trainer.val_check_interval=0", "trainer.val_check_interval: Input should be greater th"),
     ("experiment=pretrain_clip|trainer.check_val_every_n_epoch=0", "trainer.check_val_every_n_epoch: Input should be "),
     ("experiment=pretrain_clip|trainer.max_steps=0", "trainer.max_steps: Input should be greater than 0"),

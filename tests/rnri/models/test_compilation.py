@@ -23,6 +23,15 @@ def no_compiler(monkeypatch):
     monkeypatch.setattr(cpp_builder, "get_cpp_compiler", fail)
 
 
+@pytest.fixture
+def compiler():
+    """Skip the test if PyTorch finds no compiler."""
+    try:
+        check_compiler(CPU)
+    except ConfigError:
+        pytest.skip("PyTorch finds no C++ compiler")
+
+
 @pytest.mark.usefixtures("no_compiler")
 def test_missing_compiler_is_reported_before_the_model_is_loaded(tmp_path):
     with pytest.raises(ConfigError, match=r"^compile: needs a C\+\+ compiler such as g\+\+"):
@@ -30,11 +39,8 @@ def test_missing_compiler_is_reported_before_the_model_is_loaded(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("compiler")
 def test_network_is_compiled_for_more_batch_sizes_than_the_default_limit():
-    try:
-        check_compiler(CPU)
-    except ConfigError:
-        pytest.skip("PyTorch finds no C++ compiler")
     network = torch.nn.Linear(2, 2)
     torch._dynamo.reset()
     with torch._dynamo.config.patch(recompile_limit=2), torch.no_grad():
@@ -46,11 +52,8 @@ def test_network_is_compiled_for_more_batch_sizes_than_the_default_limit():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("compiler")
 def test_compiled_network_gives_the_same_seeds():
-    try:
-        check_compiler(CPU)
-    except ConfigError:
-        pytest.skip("PyTorch finds no C++ compiler")
     model = LatentDiffusion(tiny_stable_diffusion())
     plain = model.fingerprint
     schedule = model.schedule(3)
