@@ -186,7 +186,8 @@ class ImplicitInverter(Inverter):
             step (:mod:`rnri.solvers.budget`). Unlike with ``uniform``, evaluations that a sample does not use in one
             step become available to the later steps of the sample. A step without evaluations uses its extrapolated
             initial guess as the solution. As long as evaluations remain, a step has at least one evaluation if its
-            initial guess is not extrapolated or if the fitted ``beta`` is 0.
+            initial guess is not extrapolated or if the fitted ``beta`` is 0. On a GPU, solvers with ``needs_no_wait``
+            do not read ``beta``: a sample with ``beta`` 0 then gets this evaluation in a later step.
         parameterization: the prediction (noise, velocity or clean latent) that an update of the fixed-point iteration
             keeps constant, see :mod:`rnri.solvers.parameterization`. The residual and the tolerance are defined in the
             same way for every parameterization. With two evaluations per step, ``native`` has the smallest measured
@@ -295,10 +296,14 @@ class ImplicitInverter(Inverter):
         """Return a mask of the samples that may use the initial guess as the solution, bool ``[B]``.
 
         Only an extrapolated initial guess can replace a network evaluation. If the fitted ``beta`` is 0, the guess is
-        not extrapolated, because it repeats the last prediction.
+        not extrapolated, because it repeats the last prediction. On a GPU, reading ``beta`` would wait for the GPU.
+        Therefore all samples of a solver that otherwise needs no wait may skip, for any value of ``beta``.
         """
         if self.initial_guess in ("plain", "scaled") or len(history) < 2:
             return torch.zeros(batch_size, dtype=torch.bool)
+        is_on_device = history.predictions[-1].device.type != "cpu"
+        if is_on_device and getattr(self.solver, "needs_no_wait", False):
+            return torch.ones(batch_size, dtype=torch.bool)
         return (history.beta(fitted=self.initial_guess == "fitted") > 0).cpu()
 
     def _problem(

@@ -43,6 +43,13 @@ unique_items = AfterValidator(_reject_duplicates)
 """Annotation of a sequence field that must not contain duplicates."""
 
 
+OMIT_DEFAULT = {"omit_default": True}
+"""Metadata of a dataclass field that was added after results of the class had been cached.
+
+Cache keys contain such a field only if its value differs from the default, so that the cached results remain valid.
+"""
+
+
 class ConfigError(ValueError):
     """Error of an invalid field or config value.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,42 @@ TITLE = "a CLIP model"
 UNUSED_WEIGHTS = ("position_ids", "logit_scale")  # names of CLIP weights that have no influence on the features
 MODEL_CLASSES = {"clip": "CLIPModel", "vision-text-dual-encoder": "VisionTextDualEncoderModel"}
 """Names of the supported classes of ``transformers``, by the ``model_type`` in config.json."""
+
+
+VIEW_CROP = 0.15  # maximum fraction of the height and width that the crop of a view removes
+VIEW_COLOR = 0.2  # maximum change of the brightness and of the contrast of a view, as a fraction
+
+
+def view_features(features: Callable[[Tensor], Tensor], images: Tensor, *, views: int) -> Tensor:
+    """Return the mean features ``[B,D]`` of several augmented views of each image ``[B,3,H,W]`` with values in [0, 1].
+
+    The first view is the image. The other views are crops that are resized to the size of the image, with a different
+    brightness and contrast. The views are random, but they are the same in every call and for every image. The mean is
+    not normalized to unit length, so that the cosine distance to a unit-length target is the mean over the views.
+
+    Args:
+        features: function that maps images to unit-length features ``[B,D]``.
+        images: the images.
+        views: number of views, at least 1.
+    """
+    generator = torch.Generator().manual_seed(0)
+    total = features(images)
+    for _ in range(views - 1):
+        total = total + features(_view(images, torch.rand(5, generator=generator).tolist()))
+    return total / views
+
+
+def _view(images: Tensor, uniform: Sequence[float]) -> Tensor:
+    """Return the view of ``images`` for five numbers in [0, 1): crop size, crop position, brightness and contrast."""
+    from torchvision.transforms.v2 import functional  # imported here, because the import takes seconds
+
+    crop, top, left, brightness, contrast = uniform
+    size = list(images.shape[-2:])
+    height, width = (round(side * (1 - VIEW_CROP * crop)) for side in size)
+    position = [round(top * (size[0] - height)), round(left * (size[1] - width))]
+    view = functional.resized_crop(images, *position, height, width, size)
+    view = functional.adjust_brightness(view, 1 + VIEW_COLOR * (2 * brightness - 1))
+    return functional.adjust_contrast(view, 1 + VIEW_COLOR * (2 * contrast - 1))
 
 
 class ClipFeatures:

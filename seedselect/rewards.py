@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 from pydantic import PositiveFloat
 from torch import Tensor
 
 import rnri.validation
 from rnri.validation import Dtype, NonEmptyStr
-from seedselect.features import ClipFeatures
+from seedselect.features import ClipFeatures, view_features
 from seedselect.losses import appearance_loss, semantic_loss
 from seedselect.problem import Generation
 
@@ -67,8 +67,11 @@ class Negated:
         return -self.function(values)
 
 
-def semantic_reward(generation: Generation, step_weights: Sequence[float] = (1.0,)) -> Tensor:
+def semantic_reward(generation: Generation, step_weights: Sequence[float] = (1.0,), views: int = 1) -> Tensor:
     """Return minus the semantic loss of SeedSelect, ``[B]``, computed from the last ``len(step_weights)`` latents.
+
+    With ``views`` above 1, the loss uses the mean features of several augmented views of each image
+    (:func:`~seedselect.features.view_features`).
 
     Raises:
         ValueError: ``Targets.features`` is missing.
@@ -79,7 +82,8 @@ def semantic_reward(generation: Generation, step_weights: Sequence[float] = (1.0
         raise ValueError(
             "the semantic loss needs Targets(features=...): pass the mean feature of the references, or set rewards."
         )
-    return -semantic_loss(latents, target, step_weights, decode=generation.decode, features=generation.features)
+    features = partial(view_features, generation.features, views=views)
+    return -semantic_loss(latents, target, step_weights, decode=generation.decode, features=features)
 
 
 def appearance_reward(generation: Generation) -> Tensor:

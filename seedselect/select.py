@@ -17,7 +17,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
 
-from rnri.validation import ConfigError, dataclass
+from rnri.validation import OMIT_DEFAULT, ConfigError, dataclass
 from seedselect.gradients import identity
 from seedselect.history import BestSeedTracker, Selection
 from seedselect.problem import Generation, Problem
@@ -75,6 +75,8 @@ class SeedSelect:
         gradient: function that transforms the gradient before each update (:mod:`seedselect.gradients`).
         step_weights: weights, in the semantic loss, of the latents after the last sampling steps; the last weight is
             for the cleanest latent.
+        views: number of augmented views of an image whose features the semantic loss averages
+            (:func:`~seedselect.features.view_features`); 1 uses the image alone, as the authors do.
         norm: if ``keep``, a seed is rescaled to its initial norm after each update; if ``free``, the norm may change.
         penalty: differentiable function from seeds ``[b,C,h,w]`` to penalties >= 0 ``[b]``, such as
             ``nao.norm_penalty``.
@@ -92,6 +94,7 @@ class SeedSelect:
     semantic_weight: NonNegativeFloat = 10.0
     appearance_weight: NonNegativeFloat = 1.0
     step_weights: Annotated[Sequence[NonNegativeFloat], MinLen(1)] = (0.05, 0.25, 0.7)
+    views: PositiveInt = dataclasses.field(default=1, metadata=OMIT_DEFAULT)
     norm: Literal["free", "keep"] = "free"
     penalty: Callable[[Tensor], Tensor] = no_penalty
     penalty_weight: NonNegativeFloat = 1.0
@@ -254,7 +257,7 @@ class SeedSelect:
     def _rewards(self) -> Sequence[tuple[Reward, float]]:
         if self.rewards is not None:
             return [(reward, weight) for reward, weight in self.rewards]
-        semantic = partial(semantic_reward, step_weights=self.step_weights)
+        semantic = partial(semantic_reward, step_weights=self.step_weights, views=self.views)
         return [(semantic, self.semantic_weight), (appearance_reward, self.appearance_weight)]
 
     def _tracker(self, groups: Tensor) -> BestSeedTracker:

@@ -42,12 +42,10 @@ class EditFriendly(NoiseMaps):
         return self.keep_last_map or i < len(schedule) - 1
 
 
-register_method(
-    "edit_friendly_exact",
-    lambda: EditFriendly(keep_last_map=True),
-    paper=f"{PAPER}, Algorithm 1",
-    source=SOURCE,
-)
+@register_method("edit_friendly_exact", paper=f"{PAPER}, Algorithm 1", source=SOURCE)
+def edit_friendly_exact() -> EditFriendly:
+    """Return edit-friendly DDPM inversion that also stores the noise map of the last step."""
+    return EditFriendly(keep_last_map=True)
 
 
 def posterior(z: Tensor, prediction: Tensor, schedule: Schedule, i: int) -> tuple[Tensor, float]:

@@ -91,9 +91,11 @@ class ForwardSteps(InverterWrapper):
         return schedule.head(len(schedule) - self.steps)
 
 
-register_method(
+@register_method(
     "taba",
-    lambda: ForwardSteps(ddim()),
     paper="TABA, Staniszewski et al. 2024, arXiv 2410.23530",
     source="luk-st/taba@22f916f taba/ext/style_aligned/inversion.py:162-197",
 )
+def taba() -> ForwardSteps:
+    """Return TABA as published: random noise in the two cleanest steps, and DDIM inversion in the other steps."""
+    return ForwardSteps(ddim())

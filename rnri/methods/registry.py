@@ -13,6 +13,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any, Literal
 
 from rnri.inversion import ImplicitInverter, Inverter
@@ -127,7 +128,7 @@ def register_method(
         requires: models that the method supports, see :class:`Method`.
 
     Returns:
-        ``factory``, unchanged.
+        ``factory``. If ``source`` is given, ``paper`` and ``source`` are appended to the docstring of ``factory``.
 
     Raises:
         ValueError: a method with this name is already registered.
@@ -139,7 +140,18 @@ def register_method(
     if name in _REGISTERED:
         raise ValueError(f"method {name!r} is already registered by {_REGISTERED[name].factory}.")
     _REGISTERED[name] = Method(name, factory, paper, source, requires)
+    _document_source(factory, paper, source)
     return factory
+
+
+def _document_source(factory: Callable[[], Inverter], paper: str, source: str) -> None:
+    """Append ``paper`` and ``source`` to the docstring of a class or function, so that ``help`` shows them."""
+    is_named = isinstance(factory, type | FunctionType) and factory.__name__ != "<lambda>"
+    code = f"steps computed by hand ({source})" if source in (NO_CODE, NO_LICENSE, NOT_COMPARED) else source
+    lines = f"    Paper: {paper}.\n    Checked against: {code}.\n"
+    # There is no docstring with the option -OO of Python. A class that is registered twice has the lines already.
+    if is_named and source and factory.__doc__ and lines not in factory.__doc__:
+        factory.__doc__ = f"{factory.__doc__.rstrip()}\n\n{lines}    "
 
 
 def unregister_method(name: str) -> None:

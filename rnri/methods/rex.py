@@ -180,10 +180,12 @@ def _timestep(schedule: Schedule, i: int, sigma: float) -> int | float:
     return schedule.timestep(i) if i < len(schedule) else 0
 
 
-register_method(
+@register_method(
     "rex_midpoint",
-    lambda: Rex(tableau="midpoint"),
     paper="Rex, Blasingame & Liu 2026, arXiv 2502.08834, midpoint rule",
     source="zblasingame/Rex-solver@be056e7 image-experiments/samplers/rex.py:827-930",
     requires="flow",
 )
+def rex_midpoint() -> Rex:
+    """Return Rex with the midpoint rule, which evaluates the network twice for each of its two latents."""
+    return Rex(tableau="midpoint")

@@ -12,7 +12,7 @@ from rnri.methods.common import constant_counts, make_inversion
 from rnri.methods.noise_maps import diffused
 from rnri.methods.registry import register_method
 from rnri.models.predictor import NoisePredictor
-from rnri.models.sampling import LatentCallback, no_callback, sample, to_state_dtype
+from rnri.models.sampling import LatentCallback, no_callback, sample, steps_for_strength, to_state_dtype
 from rnri.models.schedule import Schedule
 from rnri.validation import HalfOpenUnitInterval, RandomSeed, dataclass
 
@@ -31,8 +31,8 @@ class SDEdit(Inverter):
     with larger ``strength``. In the experiments, SDEdit is the baseline without an inversion.
 
     Attributes:
-        strength: fraction, in (0, 1], of the schedule's steps that are sampled. The number of sampled steps is rounded
-            to the nearest integer and is at least 1; diffusers' image-to-image pipelines round down instead.
+        strength: fraction, in (0, 1], of the schedule's steps that are sampled
+            (:func:`rnri.models.sampling.steps_for_strength`).
         seed: random seed of the noise, which is the same for every image.
     """
 
@@ -60,4 +60,4 @@ class SDEdit(Inverter):
         return sample(inversion.seed, predictor, self._sampled_steps(schedule))
 
     def _sampled_steps(self, schedule: Schedule) -> Schedule:
-        return schedule.tail(max(1, round(self.strength * len(schedule))))
+        return schedule.tail(steps_for_strength(self.strength, len(schedule)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Container, Mapping, Sequence
 from importlib.util import find_spec
@@ -19,7 +20,11 @@ from diffusers.utils import (
 )
 from torch import Tensor, nn
 
+from rnri.models.diffusers_schedulers import base_scheduler, is_flow
 from rnri.models.family import components
+
+SHIFT_NAMES = ("shift", "flow_shift")
+"""Names of the shift of the flow-matching noise levels in the configs of diffusers' schedulers."""
 
 IGNORED_WEIGHTS = ("dora_scale", ".diff", "position_embedding")
 """Diffusers ignores, with a warning, the weights of a LoRA file whose names contain one of these strings."""
@@ -38,8 +43,44 @@ def check_scheduler_name(name: str | None) -> None:
 
 
 def set_scheduler(pipeline: DiffusionPipeline, name: str) -> None:
-    """Set ``pipeline.scheduler`` to a scheduler of the class ``name``, created from the old scheduler's config."""
-    pipeline.scheduler = getattr(diffusers, name).from_config(pipeline.scheduler.config)
+    """Set ``pipeline.scheduler`` to a scheduler of the class ``name``, created from the old scheduler's config.
+
+    The new scheduler keeps a setting that has another name in its class: the shift of flow matching (``shift`` or
+    ``flow_shift``), and that the network predicts a velocity of flow matching. As in diffusers, a setting that only the
+    new class has is the default of this class. For example, the last step of ``DPMSolverMultistepScheduler`` ends at
+    noise level 0 (``final_sigmas_type``) for every ``set_alpha_to_one`` of a ``DDIMScheduler``.
+
+    Raises:
+        ValueError: the old scheduler rescales its betas to zero terminal SNR, which the new class does not support.
+    """
+    new_class = getattr(diffusers, name)
+    config = pipeline.scheduler.config
+    parameters = inspect.signature(new_class).parameters
+    if config.get("rescale_betas_zero_snr") and "rescale_betas_zero_snr" not in parameters:
+        raise ValueError(
+            f"scheduler={name!r}: the checkpoint's betas are rescaled (rescale_betas_zero_snr), which {name} does not "
+            "support; use a scheduler with this setting, such as DDIMScheduler."
+        )
+    pipeline.scheduler = new_class.from_config(config, **_renamed_settings(pipeline.scheduler, parameters))
+
+
+def _renamed_settings(scheduler: SchedulerMixin, parameters: Container[str]) -> dict[str, object]:
+    """Return the settings of ``scheduler`` that have another name in a class with the arguments ``parameters``.
+
+    ``from_config`` of diffusers would replace these settings by the defaults of the class.
+    """
+    scheduler = base_scheduler(scheduler)
+    old_parameters = inspect.signature(type(scheduler)).parameters
+    settings: dict[str, object] = {}
+    # The config may also contain the other name, left by a scheduler that this one replaced. Only the name in the
+    # scheduler's own class is in effect.
+    old_name = next((key for key in SHIFT_NAMES if key in old_parameters), None)
+    new_name = next((key for key in SHIFT_NAMES if key in parameters), None)
+    if old_name is not None and new_name is not None:
+        settings[new_name] = scheduler.config[old_name]
+    if is_flow(scheduler) and "use_flow_sigmas" in parameters:  # the class FlowMatch... implies these settings
+        settings |= {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+    return settings
 
 
 def check_lora(path: str | Path | None) -> None:

@@ -24,6 +24,14 @@ def to_state_dtype(z: Tensor) -> Tensor:
     return z.float() if z.device.type == "mps" else z.double()
 
 
+def steps_for_strength(strength: float, steps: int) -> int:
+    """Return how many of the ``steps`` steps of a schedule SDEdit samples, rounded to the nearest integer, at least 1.
+
+    ``strength`` is in (0, 1]. diffusers' image-to-image pipelines round down instead.
+    """
+    return max(1, round(strength * steps))
+
+
 def ddim_step(z: Tensor, predictor: NoisePredictor, schedule: Schedule, i: int) -> Tensor:
     """Return the latent after step ``i`` of DDIM (RNRI, arXiv 2312.12540, Eq. 2) or of flow matching's Euler sampler.
 

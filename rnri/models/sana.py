@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, ModelMixin, SanaPipeline
+from diffusers import ModelMixin, SanaPipeline
 from torch import Tensor
 
 from rnri.models.checks.components import check_embedding_dim, check_latent_channels
@@ -89,14 +89,7 @@ class SanaFamily(TransformerFamily):
                 "guidance_embeds is on in the config.json of the transformer (SANA-Sprint): its sampler adds noise "
                 "between steps, which cannot be inverted; supported is SANA."
             )
-        scheduler = self.pipeline.scheduler
-        flow_shift = scheduler.config.get("flow_shift")
-        if type(scheduler) is not FlowMatchEulerDiscreteScheduler and flow_shift is not None:
-            raise ValueError(
-                f"{type(scheduler).__name__} is of second order, and inversion supports only Euler steps of flow "
-                f"matching: set pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift={flow_shift})."
-            )
-        check_flow_scheduler(scheduler)
+        check_flow_scheduler(self.pipeline.scheduler)
 
     def denoiser(
         self, prompts: list[str], guidance: float, negatives: list[str], image_size: tuple[int, int]

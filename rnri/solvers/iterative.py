@@ -23,9 +23,9 @@ from rnri.solvers.implicit import EvaluationCounter, ImplicitStep, Solution, mea
 from rnri.validation import dataclass
 
 MAX_EVALUATIONS_WITHOUT_WAIT = 2
-"""Mean number of evaluations per inversion step up to which a GPU also evaluates samples that have stopped.
+"""Mean number of evaluations per inversion step up to which a GPU also evaluates samples that have converged.
 
-Removing stopped samples from the batch would require waiting for the GPU.
+Removing converged samples from the batch would require waiting for the GPU.
 """
 
 State = tuple[Tensor, ...]
@@ -142,12 +142,12 @@ class IterativeSolver(ABC):
         """Solve ``problem`` from the initial guess ``z_init [B,C,h,w]``.
 
         ``max_nfe`` (int64 ``[B]``) is the maximum number of network evaluations of each sample and replaces
-        ``iterations``. On a GPU, a solver with few evaluations counts ``max_nfe`` evaluations for every sample, even if
-        the sample converges earlier. The number of evaluations in later inversion steps therefore does not depend on
-        the other samples of the batch.
+        ``iterations``. On a GPU, a solver with ``needs_no_wait`` counts ``max_nfe`` evaluations for every sample, even
+        if the sample converges earlier. The number of evaluations in later inversion steps therefore does not depend on
+        the other samples of the batch. Such a solver waits for the GPU only if ``max_nfe`` differs within the batch.
         """
         limits = [self.iterations] * len(z_init) if max_nfe is None else max_nfe.tolist()
-        counts_limits = z_init.device.type != "cpu" and self._needs_no_wait()
+        counts_limits = z_init.device.type != "cpu" and self.needs_no_wait
         if counts_limits and len(set(limits)) == 1:
             return self._solve_without_wait(problem.with_zero_counts(), z_init, limits[0])
         problem = problem.with_zero_counts()
@@ -200,11 +200,18 @@ class IterativeSolver(ABC):
         solution = best.solution(self.tolerance, counter)
         return dataclasses.replace(solution, nfe=torch.tensor(limits)) if counts_limits else solution
 
-    def _needs_no_wait(self) -> bool:
-        """Return whether the solver makes so few evaluations that stopped samples can stay in the batch."""
+    @property
+    def needs_no_wait(self) -> bool:
+        """Whether the solver evaluates all samples equally often on a GPU, without waiting for the GPU.
+
+        The solver does so if no sample is expected to stop early (``tolerance`` 0), or if it has at most two
+        evaluations. All other solvers wait once per evaluation. With fewer waits they would evaluate converged samples
+        again. An allocation by difficulty would then have fewer evaluations for later inversion steps, which would
+        change the results.
+        """
         if type(self).has_budget is not IterativeSolver.has_budget:
             return False
-        return self.keep_best and self.iterations <= MAX_EVALUATIONS_WITHOUT_WAIT
+        return self.tolerance == 0 or self.iterations <= MAX_EVALUATIONS_WITHOUT_WAIT
 
     def _solve_without_wait(self, problem: ImplicitStep, z_init: Tensor, evaluations: int) -> Solution:
         """Solve ``problem`` with ``evaluations`` evaluations of every sample, without waiting for the device.
@@ -219,13 +226,15 @@ class IterativeSolver(ABC):
         diverged = z_init.new_zeros(len(z_init), dtype=torch.bool)
         active = ~diverged
         for k in range(evaluations):
-            has_step = self.returns_step or k + 1 < evaluations
+            has_step = self.returns_step or not self.keep_best or k + 1 < evaluations
             iterate = Iterate(problem, *_evaluate(problem, z, self.needs_grad and has_step), state)
             evaluated = iterate.detach()
             residual = mean_absolute(evaluated.z - evaluated.f)
             merit = self.merit(evaluated, residual)
             finite = residual.isfinite()
-            accepted = active & finite & (merit < best_merit)
+            accepted = active & finite
+            if self.keep_best:
+                accepted = accepted & (merit < best_merit)
             best_residual = torch.where(accepted, residual, best_residual)
             best_merit = torch.where(accepted, merit, best_merit)
             diverged = torch.where(active, ~finite, diverged)

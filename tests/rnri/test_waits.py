@@ -1,4 +1,4 @@
-"""Synchronizations with the device: an inversion transfers to the CPU at most once per network evaluation."""
+"""Synchronizations with the device: at most one transfer to the CPU per evaluation, or per inversion without waits."""
 
 from __future__ import annotations
 
@@ -10,17 +10,23 @@ from torch import Tensor
 
 from rnri import (
     METHODS,
+    Anderson,
     AveragedFixedPoint,
     FixedPoint,
+    ForwardStep,
+    GradientDescent,
     ImplicitInverter,
     NoisePredictor,
+    PreciseInv,
     RNRISign,
+    SelFix,
     anderson_inverter,
 )
 from rnri.inversion import check_schedule
 from rnri.methods.round_trip_corrected import RoundTripCorrected
 from rnri.models.predictor import to_device
 from rnri.solvers import anderson
+from rnri.solvers.extrapolation import PredictionHistory
 from tests import devices
 from tests.problems import flow_schedule, schedule
 from tests.rnri.solvers.test_solvers import problem
@@ -85,8 +91,8 @@ def has_boolean_index(name, args):
 @pytest.mark.parametrize(
     ("inverter", "max_transfers"),
     [
-        (ImplicitInverter(FixedPoint(3, 0)), 1),
-        (ImplicitInverter(FixedPoint(3, 0), "fitted"), 1),
+        (ImplicitInverter(FixedPoint(3, 1e-9)), 1),
+        (ImplicitInverter(FixedPoint(3, 1e-9), "fitted"), 1),
         (ImplicitInverter(FixedPoint(4, 1e-3), "fitted"), 1),  # samples converge at different times
         (anderson_inverter(2), 2),  # this device has no float64: a small system is solved on the CPU
         (anderson_inverter(4, 1e-3), 2),
@@ -114,11 +120,32 @@ def test_one_synchronization_per_evaluation(synchronizations, inverter, max_tran
         ImplicitInverter(FixedPoint(2, 0), "fitted", parameterization="relaxed"),
         ImplicitInverter(AveragedFixedPoint(2, 0)),
         ImplicitInverter(RNRISign(2, 0, d=18)),
+        ImplicitInverter(FixedPoint(5, 0), "fitted"),
+        ImplicitInverter(AveragedFixedPoint(4, 0), allocation="by_difficulty"),
+        ImplicitInverter(Anderson(5, 0)),
+        ImplicitInverter(SelFix(6)),
+        ImplicitInverter(ForwardStep(5, 0)),
+        ImplicitInverter(GradientDescent(4, 0)),
+        ImplicitInverter(PreciseInv(4)),
     ],
-    ids=["ddim", "early", "relaxed", "averaged", "sign"],
+    ids=[
+        "ddim",
+        "early",
+        "relaxed",
+        "averaged",
+        "sign",
+        "five",
+        "by difficulty",
+        "anderson",
+        "selfix",
+        "forward step",
+        "gradient",
+        "precise",
+    ],
 )
 @pytest.mark.parametrize("has_nan", [False, True])
-def test_one_transfer_per_trajectory_with_two_evaluations(synchronizations, inverter, has_nan):
+def test_one_transfer_per_trajectory_without_waits(synchronizations, monkeypatch, inverter, has_nan):
+    monkeypatch.setattr(anderson, "_to_float64", lambda matrix: matrix)  # CUDA has float64 on the device
     z0 = torch.randn(3, 2, 3, 3, generator=torch.Generator().manual_seed(0))
     if has_nan:
         z0[1, 0, 0, 0] = torch.nan
@@ -130,8 +157,10 @@ def test_one_transfer_per_trajectory_with_two_evaluations(synchronizations, inve
     on_cpu = inverter.invert(z0, NoisePredictor(Wavy(torch.arange(3.0))), schedule(8))
     torch.testing.assert_close(seed, on_cpu.seed.float(), atol=2e-3, rtol=0, equal_nan=True)
     torch.testing.assert_close(inversion.residuals, on_cpu.residuals, atol=2e-3, rtol=0)
-    assert torch.equal(inversion.solved, on_cpu.solved)
-    assert (inversion.nfe >= on_cpu.nfe).all() and inversion.nfe.max() <= 2
+    comparable = ~(on_cpu.residuals < 1e-6)  # in float32, a residual may round to 0, which tolerance 0 accepts
+    assert torch.equal(inversion.solved[comparable], on_cpu.solved[comparable])
+    assert (inversion.nfe >= on_cpu.nfe).all()
+    assert inversion.nfe.sum(0).max() <= inverter.solver.iterations * 8
 
 
 def accelerated(nfe_per_step, extra_evaluations=0):
@@ -141,7 +170,7 @@ def accelerated(nfe_per_step, extra_evaluations=0):
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_at_most_one_wait_per_trajectory_with_a_fixed_number_of_evaluations(name, synchronizations, monkeypatch):
     inverter = METHODS[name]()
-    has_fixed_number = not isinstance(inverter, ImplicitInverter) or inverter.solver.iterations <= 2
+    has_fixed_number = not isinstance(inverter, ImplicitInverter) or getattr(inverter.solver, "needs_no_wait", False)
     if not has_fixed_number or isinstance(inverter, RoundTripCorrected):
         pytest.skip("the number of evaluations depends on the sample")
     monkeypatch.setattr(anderson, "_to_float64", lambda matrix: matrix)  # CUDA has float64 on the device
@@ -157,7 +186,7 @@ def test_at_most_one_wait_per_trajectory_with_a_fixed_number_of_evaluations(name
         assert synchronizations.transfers <= 1 and synchronizations.operations == []
 
 
-@pytest.mark.parametrize("nfe_per_step, extra", [(2, 0), (1, 0), (1, 1)])
+@pytest.mark.parametrize("nfe_per_step, extra", [(2, 0), (1, 0), (1, 1), (5, 0)])
 @pytest.mark.parametrize("steps", [4, 20])
 def test_accelerated_on_a_device_equals_the_cpu(nfe_per_step, extra, steps, synchronizations, monkeypatch):
     monkeypatch.setattr(anderson, "_to_float64", lambda matrix: matrix)
@@ -167,6 +196,7 @@ def test_accelerated_on_a_device_equals_the_cpu(nfe_per_step, extra, steps, sync
     with devices.fake_device() as device:
         predictor = NoisePredictor(Wavy(torch.arange(3.0).to(device)))
         inversion = inverter.invert(z0.to(device), predictor, schedule(steps))
+        assert synchronizations.transfers == 1 and synchronizations.operations == []
         seed = inversion.seed.cpu()
     on_cpu = inverter.invert(z0, NoisePredictor(Wavy(torch.arange(3.0))), schedule(steps))
     torch.testing.assert_close(seed, on_cpu.seed.float(), atol=2e-3, rtol=0, equal_nan=True)
@@ -175,6 +205,31 @@ def test_accelerated_on_a_device_equals_the_cpu(nfe_per_step, extra, steps, sync
     torch.testing.assert_close(
         inversion.residuals[:, finite], on_cpu.residuals[:, finite], atol=2e-3, rtol=0, equal_nan=True
     )
+
+
+@pytest.mark.parametrize(("method", "nfe", "tolerance"), [("fixed point", 5, 0), ("accelerated", 1, 1e-6)])
+@pytest.mark.parametrize("steps", [4, 20, 50])
+def test_waits_do_not_depend_on_the_number_of_steps(method, nfe, tolerance, steps, synchronizations, monkeypatch):
+    monkeypatch.setattr(anderson, "_to_float64", lambda matrix: matrix)
+    solvers = {"fixed point": ImplicitInverter(FixedPoint(nfe, tolerance))}
+    inverter = solvers.get(method, anderson_inverter(nfe, tolerance))
+    z0 = torch.randn(3, 2, 3, 3, generator=torch.Generator().manual_seed(0))
+    with devices.fake_device() as device:
+        predictor = NoisePredictor(Wavy(torch.arange(3.0).to(device)))
+        inversion = inverter.invert(z0.to(device), predictor, schedule(steps))
+        assert synchronizations.transfers == 1 and synchronizations.operations == []
+    assert (inversion.nfe.sum(0) == nfe * steps).all()
+
+
+def test_a_device_does_not_read_whether_the_guess_is_extrapolated():
+    """A sample whose last change of the prediction is undone has ``beta`` 0, and skips the step only on the device."""
+    last = torch.tensor([2.0, 0.0]).view(2, 1, 1, 1)
+    predictions = (torch.zeros_like(last), torch.ones_like(last), last)
+    with devices.fake_device() as device:
+        on_device = PredictionHistory(tuple(prediction.to(device) for prediction in predictions))
+        assert anderson_inverter(1)._can_skip(on_device, 2).tolist() == [True, True]
+        assert anderson_inverter(4)._can_skip(on_device, 2).tolist() == [True, False]  # this solver waits anyway
+    assert anderson_inverter(1)._can_skip(PredictionHistory(predictions), 2).tolist() == [True, False]
 
 
 @pytest.mark.parametrize("limits", [[2, 2], [2, 1]])

@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from seedselect import ClipFeatures
+from seedselect.features import view_features
 
 SIDE = 32
 MEAN, STD = (
@@ -241,3 +242,39 @@ def test_other_model_types_are_rejected(folder, tmp_path):
     BertModel(BertConfig(**sizes, vocab_size=18)).save_pretrained(copy)
     with pytest.raises(ValueError, match="'bert'"):
         load(copy)
+
+
+def unit_colors(images: torch.Tensor) -> torch.Tensor:
+    """Return the unit-length mean colors of the left halves of images, as features."""
+    return torch.nn.functional.normalize(images[..., : images.shape[-1] // 2].mean((2, 3)), dim=-1)
+
+
+def test_one_view_is_the_image():
+    images = torch.rand(2, 3, 20, 16, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(view_features(unit_colors, images, views=1), unit_colors(images))
+
+
+def test_views_are_the_same_in_every_call_and_for_every_image():
+    images = torch.rand(3, 3, 20, 16, generator=torch.Generator().manual_seed(0))
+    seen = []
+
+    def recorded(views: torch.Tensor) -> torch.Tensor:
+        assert views.shape[1:] == images.shape[1:]
+        assert views.min() >= 0 and views.max() <= 1
+        seen.append(views)
+        return unit_colors(views)
+
+    together = view_features(recorded, images, views=4)
+    expected = torch.stack([unit_colors(view) for view in seen]).mean(0)
+    torch.testing.assert_close(together, expected)
+    assert len(seen) == 4 and torch.equal(seen[0], images)
+    assert not any(torch.allclose(seen[i], seen[j]) for i in range(4) for j in range(i))
+    alone = torch.cat([view_features(unit_colors, image[None], views=4) for image in images])
+    torch.testing.assert_close(together, alone)
+
+
+def test_gradient_passes_through_every_view():
+    images = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    one = torch.autograd.grad(unit_colors(images)[0, 0], images)[0]
+    four = torch.autograd.grad(view_features(unit_colors, images, views=4)[0, 0], images)[0]
+    assert four.isfinite().all() and not torch.allclose(one, four)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -29,6 +30,22 @@ def test_two_default_losses_as_rewards_give_the_same_result():
     as_rewards, default = (run(with_adamw(iterations=4, rewards=rewards), seeds, targets) for rewards in (pair, None))
     assert torch.equal(as_rewards.seed, default.seed)
     assert torch.equal(as_rewards.trace, default.trace)
+
+
+def test_semantic_loss_of_views_is_the_mean_over_the_views():
+    seeds, targets = draw(3)
+    sample = generation(seeds, targets)
+    seen = []
+
+    def recorded(images: torch.Tensor) -> torch.Tensor:
+        seen.append(features(images))
+        return seen[-1]
+
+    loss = -semantic_reward(replace(sample, features=recorded), views=3)
+    cosines = torch.stack([torch.nn.functional.cosine_similarity(view, targets.features) for view in seen])
+    assert len(seen) == 3
+    torch.testing.assert_close(loss, (1 - cosines).mean(0))
+    assert torch.equal(with_adamw(views=3, appearance_weight=0.0, step_weights=(1.0,)).compute_loss(sample), 10 * loss)
 
 
 def test_optimization_increases_image_latent_and_seed_rewards():

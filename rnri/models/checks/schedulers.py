@@ -41,9 +41,12 @@ def check_flow_scheduler(scheduler: SchedulerMixin) -> None:
     """Raise ValueError if the steps of a flow-matching scheduler are not deterministic Euler steps."""
     name = type(scheduler).__name__
     if type(scheduler) is not FlowMatchEulerDiscreteScheduler:
+        flow_shift = scheduler.config.get("flow_shift")
+        shift = "" if flow_shift is None else f", shift={flow_shift}"  # from_config alone would drop the shift
         raise ValueError(
-            f"{name} does not use Euler steps of flow matching, and inversion supports only these steps: use "
-            "FlowMatchEulerDiscreteScheduler.from_config(pipe.scheduler.config)."
+            f"{name} does not use Euler steps of flow matching, and inversion supports only these steps: set "
+            "model.scheduler=FlowMatchEulerDiscreteScheduler, or in Python pipe.scheduler = "
+            f"FlowMatchEulerDiscreteScheduler.from_config(pipe.scheduler.config{shift})."
         )
     if scheduler.config.get("stochastic_sampling"):
         raise ValueError(

@@ -1,13 +1,21 @@
 """Every published method of the register names its paper and the code that it was compared with, and has a test."""
 
 import ast
+import inspect
 import re
 from pathlib import Path
 
 import pytest
 
 from rnri.methods import ALL_METHODS
-from rnri.methods.registry import NO_CODE, NO_LICENSE, NOT_COMPARED, methods_table
+from rnri.methods.registry import (
+    NO_CODE,
+    NO_LICENSE,
+    NOT_COMPARED,
+    methods_table,
+    register_method,
+    unregister_method,
+)
 
 METHODS = "rnri/methods/test_"
 SOLVERS = "rnri/solvers/test_"
@@ -82,6 +90,35 @@ def test_published_method_names_its_paper_equation_and_code(name):
     assert PAPER.search(method.paper), method.paper
     assert EQUATION.search(documentation(name))
     assert method.source in (NO_CODE, NO_LICENSE, NOT_COMPARED) or CODE.fullmatch(method.source), method.source
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_docstring_names_the_paper_and_the_code(name):
+    method = ALL_METHODS[name]
+    code = method.source if CODE.fullmatch(method.source) else f"steps computed by hand ({method.source})"
+    assert inspect.getdoc(method.factory).count(f"\n\nPaper: {method.paper}.\nChecked against: {code}.") == 1
+
+
+def test_docstrings_without_a_source_are_unchanged():
+    assert all("Checked against" not in ALL_METHODS[name].factory.__doc__ for name in ("accelerated", "midpoint"))
+
+
+def test_source_is_not_appended_twice_or_to_a_lambda():
+    class Documented:
+        """A method."""
+
+    def plain():
+        return Documented()
+
+    factories = {"toy": Documented, "toy_again": Documented, "toy_lambda": lambda: Documented(), "toy_plain": plain}
+    for name, factory in factories.items():
+        register_method(name, factory, paper="none", source=NO_CODE)
+        unregister_method(name)
+    assert (
+        inspect.getdoc(Documented)
+        == "A method.\n\nPaper: none.\nChecked against: steps computed by hand (no public code)."
+    )
+    assert factories["toy_lambda"].__doc__ is None and plain.__doc__ is None
 
 
 def test_every_published_method_has_a_case_by_hand():

@@ -1,14 +1,25 @@
 """A LoRA and another scheduler on a loaded checkpoint equal those that diffusers sets."""
 
+from dataclasses import dataclass
+
+import numpy as np
 import pytest
 import torch
-from diffusers import LCMScheduler, StableDiffusionPipeline
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    LCMScheduler,
+    StableDiffusionPipeline,
+)
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 from rnri import LatentDiffusion
 from rnri.models import adapters
+from rnri.models.adapters import set_scheduler
 from tests.pipelines import LATENT_SHAPE, tiny_stable_diffusion
 
 PROMPTS = ["a cat", "two dogs"]
@@ -61,6 +72,69 @@ def test_invalid_options(folders, options, message):
     with pytest.raises(ValueError, match=message) as error:
         load(folders, **options, local_files_only=True)
     assert "\n" not in str(error.value)
+
+
+@dataclass
+class Pipeline:
+    """A pipeline that only has a scheduler."""
+
+    scheduler: SchedulerMixin
+
+
+FLOW_SIGMAS = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+EULER = "FlowMatchEulerDiscreteScheduler"
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "names"),
+    [
+        (DPMSolverMultistepScheduler(flow_shift=3.0, **FLOW_SIGMAS), [EULER]),
+        (DPMSolverMultistepScheduler(**FLOW_SIGMAS), [EULER]),
+        (FlowMatchEulerDiscreteScheduler(shift=3.0), ["UniPCMultistepScheduler"]),
+        (FlowMatchEulerDiscreteScheduler(shift=3.0), ["FlowMatchHeunDiscreteScheduler", "DEISMultistepScheduler"]),
+        (DPMSolverMultistepScheduler(flow_shift=3.0, **FLOW_SIGMAS), [EULER, "DPMSolverSinglestepScheduler", EULER]),
+    ],
+)
+def test_shift_keeps_its_value(scheduler, names):
+    expected = scheduler.config.get("shift", scheduler.config.get("flow_shift"))
+    pipe = Pipeline(scheduler)
+    for name in names:
+        set_scheduler(pipe, name)
+        assert type(pipe.scheduler).__name__ == name
+        assert pipe.scheduler.config["shift" if name.startswith("FlowMatch") else "flow_shift"] == expected
+
+
+def test_euler_scheduler_keeps_the_noise_levels_of_sanas_scheduler():
+    original = DPMSolverMultistepScheduler(flow_shift=3.0, **FLOW_SIGMAS)
+    pipe = Pipeline(original)
+    set_scheduler(pipe, EULER)
+    pipe.scheduler.set_timesteps(20)
+    expected = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    expected.set_timesteps(20)
+    assert torch.equal(pipe.scheduler.sigmas, expected.sigmas)
+    # Both schedulers shift the noise levels in the same way. Only their noise levels before the shift differ.
+    original.set_timesteps(20)
+    before_shift = np.linspace(0, 1 - 1 / 1000, 21)[:0:-1]
+    pipe.scheduler.set_timesteps(sigmas=before_shift)
+    torch.testing.assert_close(pipe.scheduler.sigmas, original.sigmas, rtol=0, atol=1e-6)
+
+
+def test_multistep_scheduler_keeps_the_noise_levels_of_flow_matching():
+    original = DPMSolverMultistepScheduler(flow_shift=3.0, **FLOW_SIGMAS)
+    original.set_timesteps(20)
+    pipe = Pipeline(FlowMatchEulerDiscreteScheduler(shift=3.0))
+    set_scheduler(pipe, "DPMSolverMultistepScheduler")
+    pipe.scheduler.set_timesteps(20)
+    assert torch.equal(pipe.scheduler.sigmas, original.sigmas)
+    assert pipe.scheduler.config.prediction_type == "flow_prediction"
+
+
+def test_scheduler_without_zero_terminal_snr_is_refused():
+    pipe = Pipeline(DDIMScheduler(rescale_betas_zero_snr=True, prediction_type="v_prediction"))
+    with pytest.raises(ValueError, match=r"scheduler='PNDMScheduler': .* \(rescale_betas_zero_snr\)"):
+        set_scheduler(pipe, "PNDMScheduler")
+    set_scheduler(pipe, "EulerDiscreteScheduler")
+    assert pipe.scheduler.config.rescale_betas_zero_snr
 
 
 def test_lora_needs_peft(folders, monkeypatch):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffusers import (
     DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
     HunyuanImagePipeline,
     Kandinsky5T2IPipeline,
     Lumina2Pipeline,
@@ -14,6 +15,7 @@ from diffusers import (
 )
 from torchvision.transforms.functional import to_tensor
 
+import nao
 import rnri
 from experiments.app.seeds import blended_predictor
 from experiments.planning.cost import Cost, StagePlan, inversion_cost
@@ -24,7 +26,16 @@ from rnri.models.family import registered_families, supported_models
 from rnri.models.joint import JointPredictor
 from rnri.models.predictor import Condition
 from tests.flux2_qwen_pipelines import tiny_flux2, tiny_flux2_klein, tiny_qwen_image, tiny_qwen_image_21
-from tests.pipelines import tiny_chroma, tiny_pixart, tiny_sana, tiny_stable_diffusion, tiny_z_image
+from tests.pipelines import (
+    tiny_chroma,
+    tiny_flux,
+    tiny_pixart,
+    tiny_sana,
+    tiny_sd3,
+    tiny_stable_diffusion,
+    tiny_stable_diffusion_xl,
+    tiny_z_image,
+)
 from tests.rnri.test_api import assert_regenerates, output_latents, state
 
 PROMPTS = ["a cat", "two dogs on a hill"]
@@ -44,6 +55,12 @@ FAMILIES = {
 }
 SIZES = {"sana": (32, 64), "qwen_image_21": (32, 64)}
 NAMES = [name for name in FAMILIES if "dynamic" not in name and "static" not in name]
+EVERY_FAMILY = {
+    "sd": tiny_stable_diffusion,
+    "sdxl": tiny_stable_diffusion_xl,
+    "sd3": tiny_sd3,
+    "flux": tiny_flux,
+} | {name: FAMILIES[name] for name in NAMES}
 FLUX2_AND_QWEN = [name for name in NAMES if name.startswith(("flux2", "qwen"))]
 
 
@@ -253,22 +270,40 @@ def test_saved_checkpoint_samples_equally(name, tmp_path):
     torch.testing.assert_close(first, second, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", FLUX2_AND_QWEN)
+@pytest.mark.parametrize("name", EVERY_FAMILY)
 def test_plan_counts_evaluations_and_measures_memory(name):
-    model = rnri.LatentDiffusion(FAMILIES[name](), image_size=SIZES.get(name, (16, 16)))
+    model = rnri.LatentDiffusion(EVERY_FAMILY[name](), image_size=SIZES.get(name, (16, 16)))
     cost = inversion_cost(rnri.METHODS["ddim"](), model.schedule(4), 1.0, model.latent_shape[0])
     assert cost == Cost(forward=4)
     text = format_time_estimate([StagePlan("inversion", 1, 0, cost + Cost(decodings=1))], model, PROMPTS, 1)
     assert "Peak memory" in text and "forward" in text and "decodings" in text
 
 
+def sana_scheduler(flow_shift=3.0):
+    """The scheduler of the published SANA checkpoints."""
+    return DPMSolverMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=flow_shift, solver_order=2
+    )
+
+
 def test_default_scheduler_of_sana_is_refused_with_its_shift():
     pipe = tiny_sana()
-    pipe.scheduler = DPMSolverMultistepScheduler(
-        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0, solver_order=2
-    )
-    with pytest.raises(ValueError, match=r"set pipe\.scheduler = FlowMatchEulerDiscreteScheduler\(shift=3\.0\)"):
+    pipe.scheduler = sana_scheduler()
+    with pytest.raises(ValueError, match=r"set model\.scheduler=FlowMatchEulerDiscreteScheduler, .*, shift=3\.0\)"):
         rnri.LatentDiffusion(pipe)
+
+
+def test_scheduler_of_a_sana_checkpoint_keeps_its_shift(tmp_path):
+    pipe = tiny_sana()
+    pipe.scheduler = sana_scheduler()
+    pipe.save_pretrained(tmp_path / "sana")
+    model = rnri.LatentDiffusion.from_pretrained(
+        tmp_path / "sana", device="cpu", dtype="float32", scheduler="FlowMatchEulerDiscreteScheduler"
+    )
+    pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    expected = rnri.LatentDiffusion(pipe).schedule(20)
+    assert torch.equal(model.schedule(20).alpha, expected.alpha)
+    assert torch.equal(model.schedule(20).timesteps, expected.timesteps)
 
 
 def test_encoding_sana_does_not_change_the_tokenizer():
@@ -292,10 +327,35 @@ def test_sana_sprint_is_refused():
         rnri.LatentDiffusion(pipe)
 
 
+@pytest.mark.parametrize("name", EVERY_FAMILY)
+def test_pipeline_call_generates_images_from_a_centroid_and_a_midpoint(name):
+    pipe = EVERY_FAMILY[name]()
+    height, width = size = SIZES.get(name, (16, 16))
+    model = rnri.LatentDiffusion(pipe, image_size=size)
+    seeds = model.noise([0, 1], 0)
+    centroid = nao.centroid_seeds(seeds[None], 1)[0]
+    midpoint = nao.slerp(*seeds, num_points=3)[1:2]
+    latents = torch.cat([centroid, midpoint]).to(model.family.latents_dtype)
+    assert latents.shape == (2, *model.latent_shape)
+    pipe.scheduler = rnri.scheduler_for(pipe)
+    pipe.set_progress_bar_config(disable=True)
+    output = pipe(
+        prompt=["a cat"] * 2,
+        latents=model.family.pack(latents),
+        num_inference_steps=2,
+        height=height,
+        width=width,
+        output_type="pt",
+        **model.family.pipeline_kwargs(1.0),
+    ).images
+    assert output[:, :3].shape == (2, 3, height, width)
+    assert output.isfinite().all()
+
+
 @pytest.mark.parametrize("checkpoint", [False, True])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EVERY_FAMILY)
 def test_samples_are_differentiable_with_respect_to_the_seed(name, checkpoint):
-    model = rnri.LatentDiffusion(FAMILIES[name](), image_size=SIZES.get(name, (16, 16)))
+    model = rnri.LatentDiffusion(EVERY_FAMILY[name](), image_size=SIZES.get(name, (16, 16)))
     seed = torch.randn(2, *model.latent_shape, generator=torch.Generator().manual_seed(0), requires_grad=True)
     predictor = model.predictor(PROMPTS, 2.0)
     images = model.decode(model.sample(seed, predictor, model.schedule(2), checkpoint=checkpoint))
