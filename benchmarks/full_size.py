@@ -18,6 +18,8 @@ The output contains:
 - ``images/h``: number of images per hour;
 - ``peak GiB``: peak memory of the GPU including the weights.
 
+Without ``--tiny``, the command also prints which goals of the project are met.
+
 ``--write`` stores the seconds per image in the file from which ``plan=true`` estimates the duration of runs. ``--tiny``
 reduces the networks to a size that a CPU evaluates in milliseconds, in order to test this benchmark.
 
@@ -89,6 +91,7 @@ class Row:
 
     Attributes:
         note: additional results of the case, or the reason why the case was not measured.
+        extra_gib: peak memory of ``rnri.invert`` minus the peak memory of a pipeline call, only in the JSON file.
     """
 
     model: str
@@ -101,6 +104,7 @@ class Row:
     images_per_hour: float | None = None
     peak_gib: float | None = None
     note: str = ""
+    extra_gib: float | None = None
 
     def cells(self) -> list[str]:
         """Return the texts of the table cells, which are empty for values that are None."""
@@ -470,8 +474,8 @@ def offload(bench: Bench, row: Row, *, mode: str) -> None:
         peaks[name] = torch.cuda.max_memory_allocated() / GIBIBYTE
     row.steps = 2
     row.peak_gib = peaks["rnri.invert"]
-    difference = peaks["rnri.invert"] - peaks["pipeline"]
-    row.note = f"pipeline {peaks['pipeline']:.2f} GiB, difference {difference:+.2f} GiB"
+    row.extra_gib = peaks["rnri.invert"] - peaks["pipeline"]
+    row.note = f"pipeline {peaks['pipeline']:.2f} GiB, difference {row.extra_gib:+.2f} GiB"
 
 
 def planning_times(bench: Bench, row: Row, *, times: list[GpuTimes]) -> None:
@@ -576,6 +580,25 @@ def table(rows: Sequence[Row]) -> str:
     return text + (f"\n\n{late} cases were not measured, because the time --minutes was over." if late else "")
 
 
+def goals(rows: Sequence[Row]) -> dict[str, str]:
+    """Return, for each goal of the project at full size, whether it is met, with the largest measured value."""
+    turbo = [row for row in rows if row.model == "sdxl_turbo" and row.steps == 2 and row.batch == 1]
+    seconds = {row.case: row.seconds for row in turbo}
+    values = {
+        "ratio of every inversion at most 1.03": (1.03, [row.ratio for row in rows if row.case in INVERTERS]),
+        "SDXL-turbo, invert and edit in 2 steps, at most 0.3 s": (0.3, [seconds.get("invert and edit")]),
+        "the same with the VAE, at most 0.5 s": (0.5, [seconds.get("invert and edit with VAE")]),
+        "rnri.invert needs at most 0.5 GiB more than the pipeline": (0.5, [row.extra_gib for row in rows]),
+    }
+    verdicts = {}
+    for goal, (limit, measured) in values.items():
+        largest = max((value for value in measured if value is not None), default=None)
+        verdicts[goal] = (
+            "not measured" if largest is None else f"{'met' if largest <= limit else 'missed'} ({largest:.3g})"
+        )
+    return verdicts
+
+
 def main() -> int:
     """Print the table. The exit status is 1 if a case failed; cases that were not started do not count as failed."""
     parser = arguments.Arguments(__doc__)
@@ -611,12 +634,15 @@ def main() -> int:
                 if options.json:
                     content = {"device": device_name(torch.device(options.device)), "dtype": options.dtype,
                                "tiny": options.tiny, "torch": torch.__version__,
+                               "goals": None if options.tiny else goals(session.rows),
                                "rows": [asdict(row) for row in session.rows]}  # fmt: skip
                     text = json.dumps(content, indent=1)
                     atomic_write(options.json, lambda path, text=text: path.write_text(f"{text}\n"))
                 if options.write:
                     store_times(times)
     print(f"\n{table(session.rows)}")
+    if not options.tiny:
+        print("\n" + "\n".join(f"Goal: {goal}: {verdict}" for goal, verdict in goals(session.rows).items()))
     return int(any(row.note.startswith("not measured") and row.note != OUT_OF_TIME for row in session.rows))
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import full_size
-from benchmarks.full_size import CHECKPOINTS, OUT_OF_TIME, Case, Row, Session, all_cases, table
+from benchmarks.full_size import CHECKPOINTS, OUT_OF_TIME, Case, Row, Session, all_cases, goals, table
 
 CASES = ("ddim", "invert and edit with VAE", "DDIM inversion of diffusers", "NAO centroid of 5 seeds")
 ARGV = ["full_size", "--device", "cpu", "--tiny", "--models", "sdxl_turbo", "--minutes", "30", "--steps", "2"]
@@ -73,3 +73,25 @@ def test_times_of_a_reduced_network_are_not_stored(monkeypatch, capsys):
         run(monkeypatch, "--write")
     expected = "--write: needs the full size in bfloat16 on a CUDA GPU, got cpu, bfloat16, tiny."
     assert expected in capsys.readouterr().err
+
+
+def test_goals_are_met_missed_or_not_measured():
+    rows = [
+        Row("sd15", "ddim", steps=20, ratio=1.01),
+        Row("sdxl", "accelerated, 2 NFE", steps=20, ratio=1.04),
+        Row("sd15", "bare call", ratio=2.0),
+        Row("sdxl_turbo", "invert and edit", steps=2, seconds=0.25),
+        Row("sdxl_turbo", "invert and edit", steps=4, seconds=0.9),
+        Row("sd15", "offload: none", extra_gib=0.2),
+    ]
+    assert list(goals(rows).values()) == ["missed (1.04)", "met (0.25)", "not measured", "met (0.2)"]
+    assert set(goals([]).values()) == {"not measured"}
+
+
+@pytest.mark.slow
+def test_documented_command_measures_every_model(monkeypatch, capsys):
+    options = ["--device", "cpu", "--tiny", "--minutes", "30", "--steps", "2", "--cases", "accelerated, 2 NFE"]
+    monkeypatch.setattr(sys, "argv", ["full_size", *options])
+    assert full_size.main() == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][1:]
+    assert {line.split(" | ")[0].removeprefix("| ") for line in rows} - {"---"} == set(CHECKPOINTS)
