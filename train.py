@@ -5,20 +5,12 @@ from __future__ import annotations
 import sys
 
 import hydra
-from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments.config.errors import (
-    composition_error,
-    exit_with_error,
-    group_error,
-    launcher_error,
-    one_line,
-    raise_hydra_errors,
-)
+from experiments.config.errors import exit_on_composition_errors, exit_with_error, one_line
 from experiments.config.run_dir import fix_time, remember_sweep
-from experiments.config.short_keys import apply_short_keys, list_error
+from experiments.config.short_keys import apply_short_keys
 from experiments.config.validate import check_before_imports, interpolation_error
 
 
@@ -42,8 +34,7 @@ def main(config: DictConfig) -> float | None:
 
 def command() -> None:
     """Run the command line, and print errors in the composition of the config on one line."""
-    raise_hydra_errors()
-    try:
+    with exit_on_composition_errors(sys.argv[1:]):
         if "--help" in sys.argv or "-h" in sys.argv:
             from experiments.config.help import print_help
 
@@ -51,16 +42,6 @@ def command() -> None:
         else:
             remember_sweep(sys.argv[1:])
             main()
-    except (HydraException, OmegaConfBaseException, OSError) as error:
-        exit_with_error(list_error(sys.argv[1:]) or composition_error(error))
-    except ValueError as error:
-        if message := group_error(error, sys.argv[1:]):
-            exit_with_error(message)
-        raise
-    except RuntimeError as error:
-        if message := launcher_error(error):
-            exit_with_error(message)
-        raise
 
 
 if __name__ == "__main__":

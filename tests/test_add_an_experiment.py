@@ -2,6 +2,7 @@
 
 import json
 import re
+from itertools import takewhile
 from pathlib import Path
 
 import pandas as pd
@@ -69,7 +70,8 @@ def test_config_starts_with_its_description():
     "path", sorted((PROJECT / "configs" / "experiment").glob("*.yaml")), ids=lambda path: path.stem
 )
 def test_every_experiment_is_a_task_with_a_description(path):
-    package, description, *_ = path.read_text().splitlines()
+    package, *lines = path.read_text().splitlines()
     assert package == "# @package _global_"
-    assert re.fullmatch(r"# [A-Z].*\.", description)
+    description = " ".join(line.removeprefix("# ") for line in takewhile(lambda line: line.startswith("# "), lines))
+    assert re.fullmatch(r"[A-Z].*\.", description)
     assert issubclass(get_object(composed(f"experiment={path.stem}").task._target_), Task)

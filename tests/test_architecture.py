@@ -136,6 +136,10 @@ def test_every_package_has_a_docstring(package):
     assert (ast.get_docstring(ast.parse((package / "__init__.py").read_text())) or "").strip()
 
 
+def test_train_py_is_short():
+    assert len(Path("train.py").read_text().splitlines()) <= 60
+
+
 def test_class_names_are_unique():
     classes = [
         node.name

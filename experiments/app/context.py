@@ -17,7 +17,8 @@ from rnri import Inverter, LatentDiffusion
 from rnri.validation import ConfigError
 from seedselect import ClipFeatures, SeedSelect
 
-DISTILLED_STEPS, DEFAULT_STEPS = 4, 20
+DISTILLED_STEPS = 4
+DEFAULT_STEPS = 20
 DISTILLED_GUIDANCE_MAX = 2.0
 """A model with a default guidance scale below this threshold is assumed to be distilled for few steps."""
 

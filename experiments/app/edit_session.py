@@ -23,7 +23,9 @@ VARIANTS: Mapping[str, EditSettings] = {
     "close to the prompt": {"cross": 0.0, "self_attention": 0.0, "share": 0.05},
 }
 """Edit settings of the variants of an edit: fractions of the sampling steps that use the source image's attention."""
-YOUR_IMAGE, RECONSTRUCTION, DIFFERENCE = "Your image", "Reconstruction", "Difference"
+YOUR_IMAGE = "Your image"
+RECONSTRUCTION = "Reconstruction"
+DIFFERENCE = "Difference"
 COMPARISONS = (YOUR_IMAGE, RECONSTRUCTION, DIFFERENCE)
 """Names of the images that the page can show next to the edited image."""
 

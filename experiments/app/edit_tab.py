@@ -31,7 +31,8 @@ from experiments.app.uploads import enlarge
 from experiments.app.widgets import EXCLUSIVE, LATEST_ONLY, NO_PROGRESS, PROGRESS, step_title, upload_box
 
 NUM_SUGGESTIONS = 5
-SIDE_BY_SIDE, SLIDER = "Side by side", "Slider"
+SIDE_BY_SIDE = "Side by side"
+SLIDER = "Slider"
 VIEWS = (SIDE_BY_SIDE, SLIDER)
 """The two ways to show an edit next to another image: two images, or one image with a slider."""
 CSS = """

@@ -7,7 +7,7 @@ import hashlib
 import math
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +20,14 @@ from experiments.app.context import AppContext
 from experiments.app.uploads import to_pil
 from rnri.editing import Injection, PromptToPrompt, edit
 from rnri.models.family import Family
-from rnri.models.unet import UNetFamily
 
 LOW_VAE_PSNR_DB = 20.0
 """If the VAE alone reproduces an image with a PSNR below ``LOW_VAE_PSNR_DB``, the page reports the PSNR of the VAE."""
+EDIT_CONTROLS: Mapping[type, tuple[str, ...]] = {
+    PromptToPrompt: ("cross", "self_attention", "weights", "blend"),
+    Injection: ("share",),
+}
+"""Names of the edit settings that the page offers, by the class of the settings."""
 WEIGHT = re.compile(r"(?P<word>[^=,]+)=(?P<weight>[^=,]+)")
 
 
@@ -88,8 +92,8 @@ class Seed:
     def summary(self) -> str:
         """Digest, norm and shape of the seed as one line of text for the page."""
         shape = " x ".join(map(str, self.latents.shape[1:]))
-        typical = math.sqrt(self.latents[0].numel() - 1)
-        return f"seed {self.digest[:16]}, norm {self.norm:.2f} (typical {typical:.2f}), shape {shape}"
+        gaussian_norm = math.sqrt(self.latents[0].numel() - 1)
+        return f"seed {self.digest[:16]}, norm {self.norm:.2f} (typical {gaussian_norm:.2f}), shape {shape}"
 
 
 def no_progress(done: int, steps: int) -> None:
@@ -151,20 +155,29 @@ def make_seed(context: AppContext, latents: Tensor, prompt: str) -> Seed:
 
 def edit_controls(family: Family) -> tuple[str, ...]:
     """Return the names of the edit settings that the page offers for models of ``family``."""
-    if isinstance(family, UNetFamily):
-        return ("cross", "self_attention", "weights", "blend")
-    return ("share",)
+    return EDIT_CONTROLS[_config_class(family)]
 
 
 def edit_config(
     family: Family, *, cross: float, self_attention: float, weights: str, blend: str, share: float
 ) -> PromptToPrompt | Injection:
     """Create the editing method for models of ``family`` from the values of the edit settings."""
-    if isinstance(family, UNetFamily):
+    if _config_class(family) is PromptToPrompt:
         return PromptToPrompt(
             cross=cross, self_attention=self_attention, weights=parse_weights(weights), blend=parse_words(blend)
         )
     return Injection(share=share)
+
+
+def _config_class(family: Family) -> type:
+    """Return the class of the edit settings of ``family``.
+
+    For a family without an attention editor, the result is ``Injection``: the page opens, and an edit raises an error.
+    """
+    try:
+        return family.attention_editor().config_class
+    except ValueError:
+        return Injection
 
 
 def parse_weights(text: str) -> dict[str, float]:

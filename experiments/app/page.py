@@ -51,7 +51,8 @@ MOBILE_CSS = (
 The CSS rules are in the head of the page, because Gradio removes media queries from its argument ``css``.
 """
 DESCRIPTION = "Invert images to seeds of a diffusion model, then edit, interpolate, average and optimize them."
-CLEANUP_INTERVAL_S, MAX_FILE_AGE_S = 600, 3600
+MAX_FILE_AGE_S = 3600
+CLEANUP_INTERVAL_S = 600
 """Interval in seconds at which Gradio deletes uploads and generated images that are older than ``MAX_FILE_AGE_S``."""
 
 

@@ -221,7 +221,7 @@ def _optimize(
         yield (
             status_html(_status(losses, progress.iterations)),
             gr.skip() if progress is not first else _plain_html(context, plain, references, progress.plain_losses),
-            _ours_html(context, references, losses, first, progress),
+            _ours_html(context, references, losses, first=first, progress=progress),
             gr.update(value=loss_figure(losses, progress.plain_losses, progress.iterations), visible=True),
             progress.seed.summary,
             enable_download(write_seed(progress.seed, folder)),
@@ -242,11 +242,14 @@ def _ours_html(
     context: AppContext,
     references: Sequence[Image.Image],
     losses: Sequence[float],
+    *,
     first: SelectionProgress,
     progress: SelectionProgress,
 ) -> str:
     """Return HTML with the images of the initial seed, of the seed with the lowest loss, and of the current seed."""
-    images, shown_losses, titles = [first.image], [losses[0]], ["Start (NAO centroid)"]
+    images = [first.image]
+    shown_losses = [losses[0]]
+    titles = ["Start (NAO centroid)"]
     if progress.iteration:
         if progress.best_loss < losses[0]:
             images.append(progress.best_image)

@@ -32,8 +32,10 @@ DESCRIPTIONS = {
     "NAO centroid": "The seed with the smallest sum of NAO distances to all seeds.",
 }
 """Descriptions of the averages of seeds, by name."""
-FRAME_MS, END_FRAME_MS = 150, 900
-"""Times in milliseconds for which an animation shows an inner point of the path and an end of the path."""
+FRAME_MS = 150
+"""Time in milliseconds for which an animation shows an inner point of the path."""
+END_FRAME_MS = 900
+"""Time in milliseconds for which an animation shows an end of the path."""
 VIDEO_FPS = 20
 """Frames per second of a video. ``FRAME_MS`` and ``END_FRAME_MS`` must be multiples of the time of a frame."""
 
@@ -161,7 +163,7 @@ def explore(context: AppContext, seeds: Tensor, prompts: Sequence[str]) -> SeedP
         seeds: seeds of n images, ``[n,C,h,w]``.
         prompts: the n prompts with which the images were inverted.
     """
-    a, b = seeds[0], seeds[1]
+    a, b = seeds[:2]
     paths = {
         "NAO": nao.interpolate(a, b, NUM_POINTS).points,
         "linear": nao.lerp(a, b, NUM_POINTS),

@@ -15,7 +15,7 @@ from torch import Tensor
 from experiments.data.concepts import Concept
 from experiments.evaluation.metrics import bootstrap_interval
 from experiments.rare_concepts.report import CONCEPT_COLUMNS as GENERATED_CONCEPT_COLUMNS
-from experiments.rare_concepts.report import image_figures, thumbnails
+from experiments.rare_concepts.report import COUNT, image_figures, thumbnails
 from experiments.rare_concepts.scoring import ClassifiedImages, lost_samples, mean
 from experiments.reporting import figures as plots
 from experiments.reporting.results import Report
@@ -27,7 +27,7 @@ COLUMNS = (
     Column("generated_accuracy", "correct generated images, %", "higher", scale=100), Column("n", "held-out images"),
     Column("trainings", "trainings"), Column("t_train", "T_train, s", "lower"),
 )  # fmt: skip
-CONCEPT_COLUMNS = tuple(column for column in GENERATED_CONCEPT_COLUMNS if column.key != "copies")
+CONCEPT_COLUMNS = (*(column for column in GENERATED_CONCEPT_COLUMNS if column.key != "copies"), COUNT)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ change if the class is moved to another module.
 def fingerprint_config(value: Any) -> Any:
     """Return a JSON-serializable description of a dataclass, partial function, function, container or plain value.
 
-    The description contains all settings, including default values. Two objects with equal descriptions compute equal
+    The description contains all settings, including default values, except the default values of fields with the
+    metadata :data:`rnri.validation.OMIT_DEFAULT`. Two objects with equal descriptions compute equal
     results, unless the code changes. If a change of the code changes results, increase
     :data:`experiments.cache.store.CACHE_VERSION`. The description of a class or function is the result of
     :func:`cache_name`. ``tests/experiments/cache/test_key.py`` checks that no two classes or functions of the project
@@ -30,8 +31,13 @@ def fingerprint_config(value: Any) -> Any:
             function.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {field.name: fingerprint_config(getattr(value, field.name)) for field in dataclasses.fields(value)}
-        return {"_class_": cache_name(type(value)), **fields}
+        fields = {field: getattr(value, field.name) for field in dataclasses.fields(value)}
+        described = {
+            field.name: fingerprint_config(setting)
+            for field, setting in fields.items()
+            if not ("omit_default" in field.metadata and setting == field.default)
+        }
+        return {"_class_": cache_name(type(value)), **described}
     if inspect.ismethod(value):
         return {"_method_": value.__name__, "of": fingerprint_config(value.__self__)}
     if callable(value) and not isinstance(value, partial) and _is_importable(value):

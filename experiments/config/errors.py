@@ -7,7 +7,8 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import NoReturn
@@ -19,6 +20,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from experiments.config.paths import join, resolve
 from experiments.config.project import PROJECT
+from experiments.config.short_keys import list_error
 from rnri.validation import ConfigError
 
 FULL_KEY = re.compile(r"full_key: (\S+)")
@@ -146,3 +148,27 @@ def _unknown_key(key: str, siblings: list[str]) -> str:
     names = [name for name in siblings if not name.startswith("_")]
     choice = nearest(key.rpartition(".")[2], names)
     return f"{key}: unknown key; {choice}. To pass an argument that the config does not list, write +{key}=..."
+
+
+@contextmanager
+def exit_on_composition_errors(arguments: Sequence[str]) -> Iterator[None]:
+    """Context manager that exits with a one-line message if the config cannot be composed or a job not be launched.
+
+    Other exceptions pass unchanged.
+
+    Args:
+        arguments: arguments of the command line.
+    """
+    raise_hydra_errors()
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException, OSError) as error:
+        exit_with_error(list_error(arguments) or composition_error(error))
+    except ValueError as error:
+        if message := group_error(error, arguments):
+            exit_with_error(message)
+        raise
+    except RuntimeError as error:
+        if message := launcher_error(error):
+            exit_with_error(message)
+        raise

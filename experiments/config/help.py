@@ -67,7 +67,7 @@ def general_help() -> str:
     return "\n".join(
         [
             DESCRIPTION,
-            "Experiments (default: rare_concepts):",
+            "Experiments (default: rare_concepts); estimates are the time of the network evaluations (plan=true):",
             *_columns(experiments),
             "",
             "Config groups:",
@@ -170,7 +170,9 @@ def file_comments(path: Path, package: str) -> dict[str, str]:
         match = re.match(r"^( *)([\w.]+):(?:\s.*?)?(?:\s#\s+(.*))?$", line)
         if not match:
             continue
-        indent, name, comment = len(match[1]), match[2], match[3]
+        indent = len(match[1])
+        name = match[2]
+        comment = match[3]
         parents = [(level, key) for level, key in parents if level < indent]
         key = ".".join([*([package] if package else []), *(key for _, key in parents), name])
         parents.append((indent, name))

@@ -282,7 +282,7 @@ def _fields(definition: Definition) -> dict[str, Parameter | None]:
         if node.value is not None and "init=False" in ast.unparse(node.value):
             fields[name] = None
         else:
-            fields[name] = _parameter(definition.module, hint, node.value, node.value is None, docs.get(name, ""))
+            fields[name] = _parameter(definition.module, hint, node.value, docs.get(name, ""))
     return fields
 
 
@@ -297,18 +297,18 @@ def _function_signature(name: str, definition: Definition, function: ast.Functio
     for argument, default in pairs:
         hint = ast.unparse(argument.annotation) if argument.annotation else ""
         doc = docs.get(argument.arg, "")
-        parameters[argument.arg] = _parameter(definition.module, hint, default, default is None, doc)
+        parameters[argument.arg] = _parameter(definition.module, hint, default, doc)
     return Signature(name, parameters, arguments.kwarg is not None)
 
 
-def _parameter(module: str, hint: str, default: ast.expr | None, required: bool, doc: str) -> Parameter:
+def _parameter(module: str, hint: str, default: ast.expr | None, doc: str) -> Parameter:
     value = MISSING
     if default is not None:
         try:
             value = ast.literal_eval(default)
         except ValueError:
             hint = ""  # the default is not a literal, so the type is not checked
-    return Parameter(required, value, _evaluate(module, hint) if hint else MISSING, doc)
+    return Parameter(default is None, value, _evaluate(module, hint) if hint else MISSING, doc)
 
 
 def _evaluate(module: str, hint: str) -> Any:
@@ -347,15 +347,16 @@ class _Names(dict):
 def _argument_docs(node: ast.ClassDef | ast.FunctionDef) -> dict[str, str]:
     """Return, for each parameter, the first sentence in the section ``Args`` or ``Attributes`` of a docstring."""
     docs: dict[str, list[str]] = {}
-    section, names = False, []
+    in_section = False
+    names: list[str] = []
     for line in (ast.get_docstring(node) or "").splitlines():
         if re.match(r"\S", line):
-            section = line.startswith(("Args:", "Attributes:"))
+            in_section = line.startswith(("Args:", "Attributes:"))
             names = []
-        elif section and (entry := re.match(r"    (\w[\w, *]*?)(?: \([^)]*\))?: (.*)", line)):
+        elif in_section and (entry := re.match(r"    (\w[\w, *]*?)(?: \([^)]*\))?: (.*)", line)):
             names = [name.strip(" *") for name in entry[1].split(",")]
             docs |= {name: [entry[2]] for name in names}
-        elif section and line.strip():
+        elif in_section and line.strip():
             for name in names:
                 docs[name].append(line.strip())
     return {name: _first_sentence(" ".join(lines)) for name, lines in docs.items()}

@@ -47,18 +47,19 @@ class DiversityModule(RareConceptModule):
     def _optimize(self, seeds: Tensor, batch: ConceptBatch, targets: Targets) -> tuple[Tensor, Tensor, list[dict]]:
         seeds, latents, records = super()._optimize(seeds, batch, targets)
         if self._arm(batch).one_step:
-            _, latents, _ = self._sample(seeds, batch)
+            _, latents, _ = self._sample(seeds, batch, targets)
         return seeds, latents, records
 
-    def _trajectory(self, batch: ConceptBatch) -> Trajectory:
+    def _trajectory(self, batch: ConceptBatch, targets: Targets) -> Trajectory:
         arm = self._arm(batch)
         if not arm.one_step:
-            return super()._trajectory(batch)
+            return super()._trajectory(batch, targets)
         predictor = self.context.networks.model.predictor(self._prompts(batch), arm.guidance_of_sampling)
-        schedule = self.context.schedule
+        schedule = self._schedule(arm)
 
         def clean_prediction(seeds: Tensor, rows: Tensor) -> list[Tensor]:
-            return [predict_clean(seeds, predictor.select(rows), schedule, stop_gradient=arm.stop_gradient)]
+            latents = self._initial_latents(arm, seeds, targets, rows)
+            return [predict_clean(latents, predictor.select(rows), schedule, stop_gradient=arm.stop_gradient)]
 
         return clean_prediction
 

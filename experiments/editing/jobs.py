@@ -184,9 +184,9 @@ def make_jobs(
     *,
     batch_size: int,
 ) -> tuple[list[EditJob], list[dict[str, str]]]:
-    """Return the jobs of all methods with all models, and the combinations of method and model that are omitted.
+    """Return the jobs of all methods with all models, and the combinations of method and model that are skipped.
 
-    A combination is omitted if the method does not support the schedule of the model. The ground truth is omitted as a
+    A combination is skipped if the method does not support the schedule of the model. The ground truth is skipped as a
     reference method if an edit has no ground-truth image, as in PIE-Bench.
 
     Args:
@@ -201,12 +201,12 @@ def make_jobs(
     """
     batches = [edits[k : k + batch_size] for k in range(0, len(edits), batch_size)]
     references = [SOURCE_IMAGE]
-    left_out = []
+    skipped = []
     if all(edit.target_image for edit in edits):
         references.append(GROUND_TRUTH)
     else:
         reason = "The benchmark does not have the correct image of every edit."
-        left_out.append({"model": NONE, "method": GROUND_TRUTH, "reason": reason})
+        skipped.append({"model": NONE, "method": GROUND_TRUTH, "reason": reason})
     jobs = [EditJob(name, None, (NONE,), None, batch) for name in references for batch in batches]
     for model in models:
         edit_methods = (PROMPT_SWAP, ATTENTION_EDITS[edit_config_class(model.model)])
@@ -216,10 +216,10 @@ def make_jobs(
             try:
                 check_schedule(method, model.model.schedule(model.steps))
             except ValueError as error:
-                left_out.append({"model": model.name, "method": name, "reason": str(error)})
+                skipped.append({"model": model.name, "method": name, "reason": str(error)})
                 continue
             jobs += [EditJob(name, method, names, model, batch) for batch in batches]
-    return jobs, left_out
+    return jobs, skipped
 
 
 class EditJobDataModule(CachedUnitDataModule):

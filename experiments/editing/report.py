@@ -42,7 +42,7 @@ def write_report(
     *,
     baseline: str,
     networks: Mapping[str, Mapping[str, str]],
-    left_out: Rows,
+    skipped: Rows,
     settings: Mapping[str, Any],
     loggers: Sequence[Logger],
     seed: int,
@@ -52,7 +52,7 @@ def write_report(
     Args:
         baseline: name of the method with which every other method is compared on the same edits.
         networks: name and SHA-256 hash of each network that generates images or computes metrics.
-        left_out: the combinations of model and method that were not run, each with the reason.
+        skipped: the combinations of model and method that were not run, each with the reason.
         settings: all settings on which the results depend, which are stored with the results.
         seed: random seed of the bootstrap confidence intervals.
     """
@@ -72,7 +72,7 @@ def write_report(
         bounds=sorted({row["method"] for row in rows if row["model"] == NONE}),
         extra_tables={"pairs": pairs},
         thumbnails=partial(thumbnails, units),
-        extra_sections={"pairs": pairs, "networks": networks, "left_out": left_out},
+        extra_sections={"pairs": pairs, "networks": networks, "skipped": skipped},
     )
     report.write(run_dir, loggers, step=len(units))
     return rows

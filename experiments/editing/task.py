@@ -119,7 +119,7 @@ class EditingExperiment(ResumableRun):
     networks: EditingNetworks = field(init=False)
     models: list[EditingModel] = field(init=False)
     jobs: list[EditJob] = field(init=False)
-    left_out: list[dict[str, str]] = field(init=False)
+    skipped: list[dict[str, str]] = field(init=False)
     hashes: dict[str, dict[str, str]] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -144,11 +144,11 @@ class EditingExperiment(ResumableRun):
         self.numerics = numerics(trainer.precision, device)
         self._load(device)
         _check_labels(edits, self.networks.classifier)
-        self.jobs, self.left_out = make_jobs(
+        self.jobs, self.skipped = make_jobs(
             self.models, self.methods, self.extra_methods, edits, batch_size=self.batch_size
         )
         if all(job.model is None for job in self.jobs):
-            first = next(each for each in self.left_out if each["model"] != NONE)
+            first = next(each for each in self.skipped if each["model"] != NONE)
             raise ValueError(
                 f"task.methods: no method supports any model; {first['method']} on {first['model']}: {first['reason']}"
             )
@@ -222,7 +222,7 @@ class EditingExperiment(ResumableRun):
             finished,
             baseline=self.baseline,
             networks=self.hashes,
-            left_out=self.left_out,
+            skipped=self.skipped,
             settings=self.dependencies() | {"kinds": list(self.kinds), "guidance": self.guidance},
             loggers=trainer.loggers,
             seed=self.seed,
@@ -253,10 +253,10 @@ class EditingExperiment(ResumableRun):
         return [{**row, **{name: None for name in EDITING.live if math.isnan(row[name])}} for row in rows]
 
     def _announce(self, units: Mapping[str, UnitStore], processes: int) -> None:
-        """Print the omitted combinations of method and model, the number of batches, and the estimated duration."""
-        for each in self.left_out:
+        """Print the skipped combinations of method and model, the number of batches, and the estimated duration."""
+        for each in self.skipped:
             where = "" if each["model"] == NONE else f" on {each['model']}"
-            print(f"Omitted{where}: {each['method']}. {each['reason']}", flush=True)
+            print(f"Skipped{where}: {each['method']}. {each['reason']}", flush=True)
         pending = [job for job in self.jobs if not units[job.folder_key].done(job.key)]
         costs = [sum((job.cost for job in pending if job.model is model), Cost()) for model in self.models]
         prompts = [edit.source for edit in self.jobs[0].edits]

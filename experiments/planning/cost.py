@@ -138,14 +138,14 @@ def inversion_cost(
     """
     key = json.dumps([fingerprint_config(inverter), schedule.timesteps.tolist(), guidance, channels, all_steps])
     if key not in _COSTS:
-        _COSTS[key] = _count(inverter, schedule, guidance, channels, all_steps)
+        _COSTS[key] = _count(inverter, schedule, guidance, channels, all_steps=all_steps)
     return _COSTS[key]
 
 
 _COSTS: dict[str, Cost] = {}
 
 
-def _count(inverter: Inverter, schedule: Schedule, guidance: float, channels: int, all_steps: bool) -> Cost:
+def _count(inverter: Inverter, schedule: Schedule, guidance: float, channels: int, *, all_steps: bool) -> Cost:
     condition = Condition(torch.zeros(1, 1, 1))
     rows: list[int] = []
     predictor = NoisePredictor(NeverConverging(rows, guidance, condition, None if guidance == 1 else condition))

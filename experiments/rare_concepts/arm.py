@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import field
 from itertools import combinations
 
 import torch
@@ -12,7 +13,8 @@ from torch import Tensor
 from experiments.planning.cost import BACKWARD_COST, Cost, batch_multiplier
 from nao import centroid_seeds, slerp
 from rnri import Inverter
-from rnri.validation import ConfigError, GuidanceScale, HalfOpenUnitInterval, UnitInterval, dataclass
+from rnri.models.sampling import steps_for_strength
+from rnri.validation import OMIT_DEFAULT, ConfigError, GuidanceScale, HalfOpenUnitInterval, UnitInterval, dataclass
 from seedselect import BestOf, LocalSearch, SeedSelect
 from seedselect.search import perturb
 
@@ -33,6 +35,9 @@ class Arm:
             image. None: the images are sampled from the initial seeds without optimization.
         gradient_steps: number of sampling steps, counted from the last step, through which the optimization
             backpropagates (:func:`rnri.models.sampling.trajectory`); None: all sampling steps.
+        strength: SDEdit (:class:`rnri.methods.sdedit.SDEdit`) with random seeds: the noise of the seed is added to the
+            latent of a reference image, and only this fraction of the sampling steps, in (0, 1], is executed. Sample k
+            starts from reference ``k % R``. None: sample from the seeds with all steps.
     """
 
     guidance: GuidanceScale
@@ -41,6 +46,7 @@ class Arm:
     select: SeedSelect | BestOf | LocalSearch | None = None
     gradient_steps: PositiveInt | None = None
     sampling_guidance: GuidanceScale | None = None
+    strength: HalfOpenUnitInterval | None = field(default=None, metadata=OMIT_DEFAULT)
 
     def __post_init__(self) -> None:
         if (self.inverter is None) != (self.seed_init is None):
@@ -51,6 +57,8 @@ class Arm:
                 f"{type(self.inverter).__name__} needs more than the seed to reconstruct an image, but NAO and "
                 "SeedSelect work on seeds: choose a seed-only method, such as accelerated.",
             )
+        if self.strength is not None and self.inverter is not None:
+            raise ConfigError("strength", "must be null with an inverter, because SDEdit samples from random seeds.")
 
     @property
     def guidance_of_sampling(self) -> float:
@@ -62,8 +70,12 @@ class Arm:
         """Number of initial seeds per generated image."""
         return self.select.candidates if self.select else 1
 
-    def _differentiated_steps(self, steps: int) -> int:
-        return min(self.gradient_steps or steps, steps)
+    def sampled_steps(self, steps: int) -> int:
+        """Return how many of the ``steps`` steps of the schedule are executed; these are the last steps."""
+        return steps if self.strength is None else steps_for_strength(self.strength, steps)
+
+    def _differentiated_steps(self, sampled: int) -> int:
+        return min(self.gradient_steps or sampled, sampled)
 
     def nfe(self, steps: int, forwards: Tensor, backwards: Tensor) -> Tensor:
         """Return the number of network evaluations per image.
@@ -72,11 +84,12 @@ class Arm:
         as two evaluations.
 
         Args:
-            steps: number of sampling steps.
+            steps: number of steps of the schedule.
             forwards: number of times that each image was sampled.
             backwards: number of backward passes through the sampling of each image.
         """
-        per_row = steps * forwards + BACKWARD_COST * self._differentiated_steps(steps) * backwards
+        sampled = self.sampled_steps(steps)
+        per_row = sampled * forwards + BACKWARD_COST * self._differentiated_steps(sampled) * backwards
         return batch_multiplier(self.guidance_of_sampling) * per_row
 
     def cost(self, steps: int, samples: int, references: int) -> Cost:
@@ -86,15 +99,16 @@ class Arm:
 
     def sampling_cost(self, steps: int, samples: int, *, gradient_checkpointing: bool = False) -> Cost:
         """Return the cost of optimizing and sampling the seeds of one concept, if no seed optimization stops early."""
-        cost = Cost(steps, 1)
+        sampled = self.sampled_steps(steps)
+        cost = Cost(sampled, 1)
         if self.select is not None:
             latents = len(self.select.step_weights)  # number of decoded latents per iteration of SeedSelect
             forwards, backwards = self.select.call_counts
-            derived = self._differentiated_steps(steps)
+            derived = self._differentiated_steps(sampled)
             recomputed = gradient_checkpointing * backwards
             cost = (
                 Cost(0, 1)
-                + Cost(steps, latents).times(forwards)
+                + Cost(sampled, latents).times(forwards)
                 + Cost(0, 0, derived, latents).times(backwards)
                 + Cost(recomputed * derived, recomputed * latents)
             )

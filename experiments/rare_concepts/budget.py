@@ -15,12 +15,12 @@ from experiments.rare_concepts.arms_experiment import REAL, ArmsExperiment, Expe
 from experiments.rare_concepts.image_stage import ImageStage
 from experiments.rare_concepts.report import (
     ACCURACY,
-    CONCEPT_COLUMNS,
     HEADLINE_NOTE,
     METHOD,
     RIGHT_NEW,
     RealScores,
     concept_rows,
+    concept_table,
     counts_note,
     image_figures,
     real_note,
@@ -114,7 +114,7 @@ class BudgetExperiment(ArmsExperiment):
             for name, images in arms.items()
         ]
         real_row = real.total(self.seed) | {self.quantity: None}
-        values = [RIGHT_NEW, ACCURACY, *RARE_CONCEPTS.columns(self.quantity)]
+        values = [RIGHT_NEW, ACCURACY, *second_columns(rows), *RARE_CONCEPTS.columns(self.quantity)]
         table = Table(
             rows,
             [METHOD, Column(self.quantity, self.quantity), *values],
@@ -126,13 +126,17 @@ class BudgetExperiment(ArmsExperiment):
             settings=self.context.settings(),
             samples=[row for name, images in arms.items() for row in sample_rows(name, images)],
             tables=[table],
-            figures={f"figures/{self.quantity}": partial(budget_figure, rows, self.quantity), **image_figures(arms)},
+            figures={
+                f"figures/{self.quantity}": partial(budget_figure, rows, self.quantity),
+                "figures/copies": partial(copies_figure, rows, self.quantity, real_row),
+                **image_figures(arms),
+            },
             notes=[NOTES[self.quantity], HEADLINE_NOTE, real_note([real_row]), counts_note(rows), lost_samples(arms)],
             identity=self.identity,
-            values=[*values, *second_columns(rows)],
+            values=values,
             bounds=[REAL],
             extra_tables={"concepts": concept_rows(arms)},
-            details=[Table(concept_rows(arms), CONCEPT_COLUMNS, "Concepts", within=["concept"])],
+            details=[concept_table(concept_rows(arms))],
             thumbnails=partial(thumbnails, arms),
         )
         report.write(self.run_dir, loggers, step=self.num_units)
@@ -151,6 +155,28 @@ def budget_figure(rows: Sequence[Mapping], quantity: str) -> Figure:
         _panel(axis, rows, quantity, column, scale)
         axis.set_ylabel(label)
     plots.shared_legend(figure, all_axes)
+    return figure
+
+
+def copies_figure(rows: Sequence[Mapping], quantity: str, real: Mapping) -> Figure:
+    """Plot the accuracy against the share of copies, one curve per method in the order of ``quantity``.
+
+    Args:
+        rows: one row per method and value of ``quantity``.
+        quantity: column of the numbers, which are written next to the points.
+        real: row of the real images, which is drawn as a star.
+    """
+    figure, ((axis,),) = plots.panels(1)
+    for method, style in plots.method_styles([row["method"] for row in rows]).items():
+        curve = [row for row in rows if row["method"] == method and row.get("copies") is not None]
+        points = sorted((row[quantity], 100 * row["copies"], 100 * row["accuracy"]) for row in curve)
+        axis.plot([x for _, x, _ in points], [y for *_, y in points], label=method, **style)
+        for number, x, y in points:
+            axis.annotate(str(number), (x, y), (4, 4), textcoords="offset points", fontsize=7)
+    if real.get("copies") is not None:
+        axis.plot(100 * real["copies"], 100 * real["accuracy"], "k*", markersize=12, label="real images")
+    axis.set(xlabel="copies, %", ylabel="accuracy, %", title=f"numbers: {X_LABELS[quantity]}")
+    plots.shared_legend(figure, [axis])
     return figure
 
 

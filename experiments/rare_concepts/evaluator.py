@@ -74,7 +74,6 @@ class Evaluator:
     def arms(self) -> dict[str, ClassifiedImages]:
         """Classify and score the generated images of every arm (pipeline), and return them by the name of the arm."""
         units = {arm: self.context.units(arm) for arm in self.context.arms}
-        threshold = self.threshold
         scores: dict[str, list[list[ImageScore | None]]] = {arm: [] for arm in units}
         detections: dict[str, list[CopyDetection | None]] = {arm: [] for arm in units}
         sscd: dict[str, list[float | None]] = {arm: [] for arm in units}
@@ -82,6 +81,7 @@ class Evaluator:
         progress.start(len(self.context.concepts), 0, visible=True)
         for concept in self.context.concepts:
             real = self.real_concept(concept)
+            self._reference_scores(concept, real)  # stored here, because self.threshold would compute `real` again
             real_vectors = self._real_vectors(concept)
             for arm, store in units.items():
                 tensors, record = store.read(concept.key)
@@ -90,6 +90,7 @@ class Evaluator:
                 sscd[arm] += self._similarities(concept, tensors["images"], record["samples"])
             progress.finish(1)
         progress.close()
+        threshold = self.threshold
         classified = {arm: self._classify(arm, units[arm], scores[arm], detections[arm], threshold) for arm in units}
         return {arm: replace(images, similarities=sscd[arm]) for arm, images in classified.items()}
 
@@ -111,20 +112,29 @@ class Evaluator:
         The scores of the real images, from which the threshold is computed, are cached in the run folder.
         """
         concepts = [*self.context.concepts, *self.other_concepts]
-        store = SeedStore(self.context.run_dir / "real")
         progress = Progress("comparing real images", min_interval=LOG_INTERVAL_S)
         progress.start(len(concepts), 0, visible=True)
         scores = {}
         for concept in concepts:
-            key = self._scores_key(concept)
-            cached = store.get(key)
-            if cached is None:
-                cached = _pack(self.real_concept(concept).score_references())
-                store.put(key, cached)
-            scores[concept.name] = _unpack(cached["scores"])
+            scores[concept.name] = self._reference_scores(concept)
             progress.finish(1)
         progress.close()
         return CopyThreshold(scores)
+
+    def _reference_scores(self, concept: Concept, real: RealConcept | None = None) -> list[ImageScore]:
+        """Return the scores of the reference images of a concept; read them from the cache, or compute and store them.
+
+        Args:
+            concept: the concept.
+            real: vectors of the real images of the concept; None: computed if the scores are not cached.
+        """
+        store = SeedStore(self.context.run_dir / "real")
+        key = self._scores_key(concept)
+        cached = store.get(key)
+        if cached is None:
+            cached = _pack((real or self.real_concept(concept)).score_references())
+            store.put(key, cached)
+        return _unpack(cached["scores"])
 
     def real_concept(self, concept: Concept) -> RealConcept:
         """Return the feature vectors of the reference images and the held-out real images of a concept."""

@@ -15,10 +15,12 @@ from torch.utils.checkpoint import checkpoint
 
 from experiments.cache.store import UnitStore
 from experiments.finite import NonFiniteError, select_finite
+from experiments.rare_concepts.arm import Arm
 from experiments.rare_concepts.context import RunContext
 from experiments.rare_concepts.data import ConceptBatch
 from experiments.runtime.device import synchronize
 from experiments.runtime.progress import RunProgress
+from rnri import Schedule
 from rnri.models.sampling import trajectory
 from seedselect import Problem, Selection, Targets, Trajectory, appearance_loss, semantic_loss
 
@@ -76,7 +78,7 @@ class RareConceptModule(LightningModule):
         if arm.select:
             seeds, latents, records = self._optimize(seeds, batch, targets)
         else:
-            seeds, latents, records = self._sample(seeds, batch)
+            seeds, latents, records = self._sample(seeds, batch, targets)
         with torch.no_grad():
             images = self.context.networks.model.decode(latents, clamp=False)
             losses = self._losses(images, latents, targets)
@@ -122,13 +124,14 @@ class RareConceptModule(LightningModule):
             seeds = arm.seed_init(batch.seeds.seed.unflatten(0, (len(batch.concepts), -1)), count)
         return seeds.unflatten(1, (arm.candidates, self.context.samples)).transpose(1, 2).flatten(0, 2)
 
-    def _sample(self, seeds: Tensor, batch: ConceptBatch) -> tuple[Tensor, Tensor, list[dict]]:
+    def _sample(self, seeds: Tensor, batch: ConceptBatch, targets: Targets) -> tuple[Tensor, Tensor, list[dict]]:
         """Sample from ``seeds`` without optimization; return the seeds, the latents, and one record per sample."""
         self.progress.set_stage("sampling")
-        model = self.context.networks.model
-        predictor = model.predictor(self._prompts(batch), self.context.arms[batch.arm].guidance_of_sampling)
+        arm, model = self.context.arms[batch.arm], self.context.networks.model
+        predictor = model.predictor(self._prompts(batch), arm.guidance_of_sampling)
         with torch.no_grad():
-            latents = model.sample(seeds, predictor, self.context.schedule)
+            start = self._initial_latents(arm, seeds, targets, torch.arange(len(seeds)))
+            latents = model.sample(start, predictor, self._schedule(arm))
         nfe = self._nfe(batch, torch.ones(len(seeds)), torch.zeros(len(seeds)))
         return seeds, latents, [{"nfe": count} for count in nfe]
 
@@ -156,7 +159,7 @@ class RareConceptModule(LightningModule):
 
         selection = self.context.arms[batch.arm].select(
             seeds.float(),
-            Problem(self._trajectory(batch), decode, self.context.networks.clip, targets),
+            Problem(self._trajectory(batch, targets), decode, self.context.networks.clip, targets),
             on_iteration=show_loss,
             noise=partial(self._neighbor_noise, batch),
         )
@@ -170,7 +173,27 @@ class RareConceptModule(LightningModule):
         names = [f"{concept.name}/{sample}/{k}" for concept in batch.concepts for sample in samples]
         return self.context.networks.model.noise(names, self.context.seed)
 
-    def _trajectory(self, batch: ConceptBatch) -> Trajectory:
+    def _schedule(self, arm: Arm) -> Schedule:
+        schedule = self.context.schedule
+        return schedule.tail(arm.sampled_steps(len(schedule)))
+
+    def _initial_latents(self, arm: Arm, seeds: Tensor, targets: Targets, rows: Tensor) -> Tensor:
+        """Return the latents before the first sampling step: the seeds, or for SDEdit, references with added noise.
+
+        Args:
+            arm: the arm of the batch.
+            seeds: the seeds of b samples, ``[b, C, h, w]``.
+            targets: the targets of all samples of the batch.
+            rows: indices of the b samples in the batch.
+        """
+        if arm.strength is None:
+            return seeds
+        alpha, sigma, *_ = self._schedule(arm).alpha_sigma(0)
+        rows = rows.to(seeds.device)
+        reference = rows % self.context.samples % self.context.references
+        return alpha * targets.references[rows, reference] + sigma * seeds
+
+    def _trajectory(self, batch: ConceptBatch, targets: Targets) -> Trajectory:
         """Return the function that samples from seeds and returns the latents of the last steps.
 
         The arguments of the function are seeds ``[b, C, h, w]`` and their indices in the batch.
@@ -180,9 +203,9 @@ class RareConceptModule(LightningModule):
 
         def last_latents(seeds: Tensor, rows: Tensor) -> list[Tensor]:
             return trajectory(
-                seeds,
+                self._initial_latents(arm, seeds, targets, rows),
                 predictor.select(rows),
-                self.context.schedule,
+                self._schedule(arm),
                 keep_last=len(arm.select.step_weights),
                 checkpoint=self.context.gradient_checkpointing,
                 gradient_steps=arm.gradient_steps,

@@ -37,11 +37,13 @@ PAPER = (  # Table 3 of arXiv 2312.12540: ImageNet-1k, Stable Diffusion 2.1, con
 RIGHT_NEW = Column("right_new", "right & new, %", "higher", scale=100)
 ACCURACY = Column("accuracy", "accuracy, %", "higher", scale=100)
 SECOND_ACCURACY = Column("accuracy_second", "second network, %", "higher", scale=100)
+SECOND_RIGHT_NEW = Column("right_new_second", "right & new, second network, %", "higher", scale=100)
 METHOD = Column("method", "method")
 CONCEPT_COLUMNS = (
     METHOD, Column("concept", "concept"), Column("bucket", "bucket"), Column("frequency", "captions"), RIGHT_NEW,
-    ACCURACY, Column("copies", "copies, %", "lower", scale=100), Column("n", "n"),
+    Column("copies", "copies, %", "lower", scale=100), ACCURACY,
 )  # fmt: skip
+COUNT = Column("n", "n")
 HEADLINE_NOTE = (
     "Right & new: the classifier names the concept, and the image is not a copy of a reference image. The row 'real' "
     "has the scores of the reference images, which are the scores that a perfect generator would reach."
@@ -113,7 +115,7 @@ def write_report(
         bounds=[REAL],
         extra_sections={"pairs": pairs},
         extra_tables={"concepts": concepts, "pairs": pairs},
-        details=[Table(concepts, CONCEPT_COLUMNS, "Concepts", within=["concept"])],
+        details=[*second_tables(arm_rows, real_rows), concept_table(concepts)],
         thumbnails=partial(thumbnails, arms),
     )
     report.write(run_dir, loggers, step)
@@ -132,6 +134,21 @@ def second_columns(rows: Sequence[Mapping]) -> list[Column]:
     return [SECOND_ACCURACY] if any("accuracy_second" in row for row in rows) else []
 
 
+def second_tables(arm_rows: Sequence[Mapping], real_rows: Sequence[Mapping]) -> list[Table]:
+    """Return a table of the results by the second classifier, or no table if there is no second classifier."""
+    if not second_columns(arm_rows):
+        return []
+    buckets = dict.fromkeys(row["bucket"] for row in arm_rows)
+    rows, real = (pivoted(group, ("method",), "accuracy_second") for group in (arm_rows, real_rows))
+    columns = [METHOD, SECOND_RIGHT_NEW, *map(bucket_column, buckets)]
+    return [Table(rows, columns, "Second network: right & new, and accuracy per group of concepts:", references=real)]
+
+
+def concept_table(concepts: Sequence[Mapping]) -> Table:
+    """Return the table with one row per method and concept (:func:`concept_rows`)."""
+    return Table(concepts, [*CONCEPT_COLUMNS, *second_columns(concepts), COUNT], "Concepts", within=["concept"])
+
+
 def accuracy_table(arm_rows: Sequence[Mapping], real_rows: Sequence[Mapping]) -> Table:
     """Return the table of the accuracy in each bucket (group of concepts of similar frequency)."""
     buckets = dict.fromkeys(row["bucket"] for row in arm_rows)
@@ -145,20 +162,21 @@ def bucket_column(bucket: str) -> Column:
     return Column(bucket, f"{bucket}, %", "higher", scale=100)
 
 
-def pivoted(rows: Sequence[Mapping], identity: Sequence[str]) -> list[dict[str, Any]]:
+def pivoted(rows: Sequence[Mapping], identity: Sequence[str], value: str = "accuracy") -> list[dict[str, Any]]:
     """Join the rows of each method, one per bucket (group of concepts), into one row per method.
 
     The joined row has the values of the row ``total``, and the accuracy of each bucket in the column ``BUCKET``. The
     columns ``BUCKET_low`` and ``BUCKET_high`` contain the confidence interval of the accuracy.
 
     Args:
-        rows: rows with the columns ``bucket``, ``accuracy``, ``accuracy_low`` and ``accuracy_high``.
+        rows: rows with the columns ``bucket``, ``VALUE``, ``VALUE_low`` and ``VALUE_high``.
         identity: columns that identify a method.
+        value: name of the column of the accuracy; ``accuracy_second`` is the accuracy of the second classifier.
     """
     lines: dict[tuple, dict[str, Any]] = {}
     for row in rows:
         line = lines.setdefault(tuple(row[name] for name in identity), {})
-        line |= {f"{row['bucket']}{end}": row[f"accuracy{end}"] for end in ("", "_low", "_high")}
+        line |= {f"{row['bucket']}{end}": row[f"{value}{end}"] for end in ("", "_low", "_high")}
         if row["bucket"] == "total":
             line |= row
     return list(lines.values())
@@ -261,6 +279,7 @@ def concept_rows(arms: Mapping[str, ClassifiedImages]) -> list[dict]:
                 {"method": method, "concept": concept.name, "bucket": concept.bucket, "frequency": concept.frequency,
                  "right_new": sum(right_new) / len(right_new) if right_new else None,
                  "accuracy": sum(images.correct[part]) / samples,
+                 **_second_accuracy(images, part),
                  "copies": sum(copies) / len(copies) if copies else None,
                  "n": samples, "t_init": images.t_init[k], "t_opt": images.t_opt[k]}
             )  # fmt: skip
@@ -281,6 +300,14 @@ def sample_rows(method: str, images: ClassifiedImages) -> list[dict]:
         }
         for k, concept in enumerate(images.concepts)
     ]  # fmt: skip
+
+
+def _second_accuracy(images: ClassifiedImages, part: slice) -> dict[str, Any]:
+    """Return the accuracy of the second classifier on the samples ``part``, or {} if there is no second classifier."""
+    if images.second_correct is None:
+        return {}
+    correct = images.second_correct[part]
+    return {"accuracy_second": sum(correct) / len(correct)}
 
 
 def _second_prediction(images: ClassifiedImages, k: int) -> dict[str, Any]:

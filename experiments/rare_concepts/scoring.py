@@ -92,8 +92,16 @@ class ClassifiedImages:
 
         The value is None if the classifier recognizes the concept, but it is not known whether the sample is a copy.
         """
-        pairs = zip(self.correct, self.copies, strict=True)
-        return [None if correct and copy is None else correct and not copy for correct, copy in pairs]
+        return self._new(self.correct)
+
+    @property
+    def right_new_second(self) -> list[bool | None] | None:
+        """``right_new`` with the labels of the second classifier; None if there is no second classifier."""
+        return None if self.second_correct is None else self._new(self.second_correct)
+
+    def _new(self, correct: Sequence[bool]) -> list[bool | None]:
+        pairs = zip(correct, self.copies, strict=True)
+        return [None if right and copy is None else right and not copy for right, copy in pairs]
 
     @property
     def features_by_concept(self) -> list[Tensor]:
@@ -132,6 +140,7 @@ def accuracy_rows(method: str, images: ClassifiedImages, seed: int, real: Classi
         "right_new": images.right_new,
         "accuracy": images.correct,
         "accuracy_second": images.second_correct,
+        "right_new_second": images.right_new_second,
         "copies": images.copies,
     }
     table = []

@@ -33,13 +33,13 @@ from experiments.rare_concepts.arms_experiment import REAL, ArmsExperiment, Expe
 from experiments.rare_concepts.image_stage import ImageStage
 from experiments.rare_concepts.report import (
     ACCURACY,
-    CONCEPT_COLUMNS,
     HEADLINE_NOTE,
     METHOD,
     RIGHT_NEW,
     RealScores,
     bucket_column,
     concept_rows,
+    concept_table,
     counts_note,
     pivoted,
     real_note,
@@ -120,7 +120,7 @@ class SeedGeometryExperiment(ArmsExperiment):
         norm = Column("norm", "norm / typical norm")
         table = Table(
             pivoted(rows, ("inversion", "method")),
-            [*first, RIGHT_NEW, *RARE_CONCEPTS.columns(GEOMETRY), norm],
+            [*first, RIGHT_NEW, *second_columns(rows), *RARE_CONCEPTS.columns(GEOMETRY), norm],
             references=[real_row | {"total": real_row["accuracy"]}, *paper],
         )
         figures = {"figures/norms": partial(norm_figure, norms)}
@@ -138,7 +138,7 @@ class SeedGeometryExperiment(ArmsExperiment):
             bounds=[REAL],
             values=[RIGHT_NEW, ACCURACY, *second_columns(rows), *RARE_CONCEPTS.columns(GEOMETRY), norm],
             extra_tables={"concepts": concept_rows(arms)},
-            details=[Table(concept_rows(arms), CONCEPT_COLUMNS, "Concepts", within=["concept"])],
+            details=[concept_table(concept_rows(arms))],
             thumbnails=partial(thumbnails, arms),
         )
         report.write(self.run_dir, loggers, step=self.num_units)

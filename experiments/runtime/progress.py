@@ -45,7 +45,7 @@ class Progress:
             visible: whether to show the progress.
         """
         if visible and not sys.stderr.isatty():
-            self._log = _Log(self.description, self.unit, self.min_interval, total, done)
+            self._log = _Log(self.description, self.unit, self.min_interval, total=total, done=done)
         else:
             self.bar = tqdm(
                 total=total,
@@ -83,7 +83,7 @@ class Progress:
 class _Log:
     """Prints the progress as lines to stderr, for runs without a terminal."""
 
-    def __init__(self, description: str, unit: str, min_interval: float, total: int, done: int) -> None:
+    def __init__(self, description: str, unit: str, min_interval: float, *, total: int, done: int) -> None:
         self.description = description
         self.unit = unit
         self.min_interval = min_interval

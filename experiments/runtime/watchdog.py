@@ -1,4 +1,8 @@
-"""Watchdogs: a process exits when its parent process has died, and a Slurm job is requeued before its time limit."""
+"""Watchdogs: a process exits when its parent process has died, and a Slurm job is requeued before its time limit.
+
+A thread polls the id of the parent process, because the signal of ``prctl(PR_SET_PDEATHSIG)`` exists only on Linux, and
+because its Python handler could not print the error message while a collective operation blocks the main thread.
+"""
 
 from __future__ import annotations
 
@@ -73,7 +77,7 @@ def _check_torchrun() -> None:
     """Raise ValueError if torchrun has died, because torchrun hosts the store through which the ranks connect."""
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return
-    address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    address = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
     try:
         socket.create_connection(address, timeout=CONNECT_TIMEOUT_S).close()
     except OSError as error:

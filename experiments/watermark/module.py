@@ -63,6 +63,8 @@ class WatermarkModule(LightningModule):
         shape = (len(SCHEMES), len(job.attacks), len(job.prompts))
         seeds = seeds.view(*shape, *seeds.shape[1:])
         nfe = nfe.view(shape)
+        errors = _rms(seeds - attacked.seeds[:, None].to(seeds))
+        shifts = _rms(seeds - seeds[:, job.attacks.index(NO_ATTACK), None])
         # With a wrong key, a seed with a Gaussian Shading watermark looks like a seed without a watermark.
         others = self._read_with_other_keys(seeds[SCHEMES.index("gaussian_shading")])
         rows = []
@@ -77,6 +79,8 @@ class WatermarkModule(LightningModule):
                             "prompt": prompt.prompt,
                             **_scores(mark, seeds[s, a, k]),
                             "other_p_values": others[scheme][:, a, k].tolist(),
+                            "seed_error": float(errors[s, a, k]),
+                            "seed_shift": float(shifts[s, a, k]),
                             "nfe": float(nfe[s, a, k]),
                         }
                     )
@@ -106,7 +110,7 @@ class WatermarkModule(LightningModule):
     def _attack(self, job: ReadingJob) -> AttackedImages:
         model, names = self.networks.model, [each.name for each in job.prompts]
         prompts = [each.prompt for each in job.prompts]
-        latents, examples = [], []
+        latents, examples, embedded = [], [], []
         for scheme in SCHEMES:
             noise = model.noise(names, self.noise_seed)
             marks = [self.watermarks.mark(scheme, name, self.noise_seed) for name in names]
@@ -118,7 +122,8 @@ class WatermarkModule(LightningModule):
             ]
             latents += [self._encode(images) for images in attacked]
             examples.append(torch.stack([to_bytes(images[:1])[0] for images in attacked]))
-        return AttackedImages(torch.cat(latents), torch.stack(examples))
+            embedded.append(seeds.cpu())
+        return AttackedImages(torch.cat(latents), torch.stack(examples), torch.stack(embedded))
 
     def _generate(
         self, seeds: Tensor, prompts: Sequence[str], guidance: float, steps: int, *, sampler: str | None = None
@@ -198,16 +203,18 @@ class WatermarkModule(LightningModule):
 
 @dataclasses.dataclass(frozen=True)
 class AttackedImages:
-    """Latents of attacked images, and some of the images as examples.
+    """Latents of attacked images, some of the images as examples, and the seeds of the images.
 
     Attributes:
         latents: latents ``[S*A*B,C,h,w]`` of all images, for S types of watermark, A attacks and B images in this
             order.
         examples: the first image for each type of watermark and each attack, uint8 ``[S,A,3,H,W]``.
+        seeds: watermarked seeds from which the images were generated, ``[S,B,C,h,w]``.
     """
 
     latents: Tensor
     examples: Tensor
+    seeds: Tensor
 
 
 def forge(seeds: Tensor, noise: Tensor) -> Tensor:
@@ -219,6 +226,11 @@ def forge(seeds: Tensor, noise: Tensor) -> Tensor:
     share = (1 - average.square().mean()).clamp_min(0).sqrt()
     forged = average + share * noise
     return (forged / forged.square().mean().sqrt())[None]
+
+
+def _rms(differences: Tensor) -> Tensor:
+    """Return the root mean square of each difference ``[S,A,B,C,h,w]``, float64 ``[S,A,B]``, computed on the CPU."""
+    return differences.cpu().double().square().flatten(3).mean(3).sqrt()
 
 
 def _scores(mark: Watermark, seed: Tensor) -> dict[str, float | None]:

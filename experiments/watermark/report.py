@@ -91,7 +91,9 @@ def write_report(
         notes=[
             "Bit accuracy of Gaussian Shading: 50 % is the expected value without a watermark. True positives: share "
             "of the images whose p-value is below the p-values of 99 % of the images without the watermark, for the "
-            "same method and attack. NFE: network evaluations per inverted image.",
+            "same method and attack. NFE: network evaluations per inverted image. Seed error: root mean square of the "
+            "difference between the inverted seed and the seed of the image. Shift by the attack: root mean square of "
+            "the difference between the inverted seeds of the image with and without the attack.",
         ],
         identity=IDENTITY,
         values=[BITS, DETECTED],
@@ -179,7 +181,8 @@ def _row(group: Rows, attack: str, seed: int) -> dict[str, Any]:
         interval = binomtest(int(sum(detected)), len(detected)).proportion_ci(method="wilson")
         row["tpr_low"], row["tpr_high"] = float(interval.low), float(interval.high)
     row["false_positives"] = float(np.mean([sample["false_positives"] for sample in group]))
-    row["nfe"] = float(np.mean([sample["nfe"] for sample in group]))
+    for name in ("seed_error", "seed_shift", "nfe"):
+        row[name] = float(np.mean([sample[name] for sample in group]))
     return row | {"n": len(set(names))}
 
 
@@ -340,6 +343,8 @@ def detail_tables(rows: Rows) -> list[Table]:
         Column("nfe", "NFE"),
         BITS,
         DETECTED,
+        Column("seed_error", "seed error", "lower"),
+        Column("seed_shift", "shift by the attack", "lower"),
         Column("false_positives", "p <= 0.01 without watermark, %", scale=100),
         COUNT,
     ]

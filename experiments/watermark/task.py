@@ -43,6 +43,7 @@ from rnri.models.adapters import check_scheduler_name, set_scheduler
 from rnri.models.diffusers_schedulers import is_flow
 from rnri.validation import ConfigError, NonEmptyStr, RandomSeed, dataclass
 
+RECORD_VERSION = 2  # version of the stored rows, which is part of the cache key of the results
 ROW_BYTES = 2_500  # approximate size in bytes of the stored results of one inverted image
 
 
@@ -297,6 +298,7 @@ class WatermarkExperiment(ResumableRun):
         """Return the settings on which all results depend, because they are part of the cache key of the results."""
         return {
             **self.networks.cache_settings(self.seed),
+            "record": RECORD_VERSION,
             "attacks": fingerprint_config(self.attacks),
             "watermarks": fingerprint_config(self.watermarks),
             "batch_size": self.batch_size,

@@ -63,7 +63,8 @@ def browser():
 @pytest.fixture
 def visit(server, browser):
     """A function that opens the page as a new visitor; the test fails on any JavaScript error."""
-    contexts, js_errors = [], []
+    contexts = []
+    js_errors = []
 
     def open_page(width: int = 1280):
         context = browser.new_context(viewport={"width": width, "height": 900})

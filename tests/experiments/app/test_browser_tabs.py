@@ -78,7 +78,8 @@ def browser():
 @pytest.fixture
 def visit(server, browser):
     """A function that opens a tab as a new visitor; the test fails on any JavaScript error."""
-    contexts, js_errors = [], []
+    contexts = []
+    js_errors = []
 
     def open_page(tab: str, width: int = 1280, address: str = server):
         context = browser.new_context(viewport={"width": width, "height": 900})

@@ -46,8 +46,10 @@ from experiments.data.backgrounds import BACKGROUNDS
 from experiments.evaluation.classifier import load_classifier
 from rnri import LatentDiffusion
 from rnri.editing import Injection, PromptToPrompt
+from rnri.models.families import family_of
 from rnri.seed_file import write_seed_file
 from tests.experiments.app.runs import finished_run
+from tests.pipelines import tiny_pixart, tiny_sd3
 
 LIMITS = UploadLimits(max_bytes=1_000_000, max_pixels=10_000)
 CAMEL = "a drawing of a camel on a white background"
@@ -300,7 +302,9 @@ def test_edit_settings_are_parsed(context):
         0.3, 0.6, weights={"old dog": 2.0, "red": 0.5}, blend=("dog", "cat")
     )
     assert edit_controls(family) == ("cross", "self_attention", "weights", "blend")
-    assert edit_config(object(), **settings) == Injection(share=0.9) and edit_controls(object()) == ("share",)
+    for pipeline in (tiny_sd3(), tiny_pixart()):  # PixArt has no attention editor
+        family = family_of(pipeline)
+        assert edit_config(family, **settings) == Injection(share=0.9) and edit_controls(family) == ("share",)
     for text in ("dog", "dog=", "dog=two", "=2", "dog=inf"):
         with pytest.raises(ValueError, match="word weights"):
             parse_weights(text)

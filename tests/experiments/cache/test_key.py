@@ -12,6 +12,7 @@ import torch
 from experiments.cache.key import PROJECT, fingerprint_config
 from nao import centroid_seeds, slerp
 from rnri import FixedPoint, ImplicitInverter
+from seedselect import SeedSelect
 
 
 @dataclass
@@ -53,6 +54,12 @@ def test_different_settings_have_different_keys():
     assert fingerprint_config(FixedPoint(3)) == fingerprint_config(FixedPoint(3))
     assert fingerprint_config(FixedPoint(3)) != fingerprint_config(FixedPoint(4))
     assert fingerprint_config({"a": (1, None, True)}) == {"a": [1, None, True]}
+
+
+def test_added_field_is_part_of_the_key_only_if_it_is_set():
+    default, several_views = (fingerprint_config(SeedSelect(views=views)) for views in (1, 4))
+    assert "views" not in default
+    assert several_views == default | {"views": 4}
 
 
 def test_objects_without_visible_settings_are_rejected():

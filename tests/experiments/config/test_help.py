@@ -1,6 +1,7 @@
 """``python train.py --help`` lists the experiments, and the keys of one experiment with a description each."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 from experiments.config.help import experiment_help, file_comments, general_help, header_comment
 
+DURATION = re.compile(r"\((estimate: )?\d+ (seconds|minutes?|hours) on (one|two) CPU cores?\)|\(not measured\)")
 EXPERIMENTS = sorted(path.stem for path in Path("configs/experiment").glob("*.yaml"))
 
 
@@ -21,6 +23,11 @@ def test_general_help_lists_experiments_and_groups():
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_has_a_description(experiment):
     assert len(header_comment(Path(f"configs/experiment/{experiment}.yaml"))) > 20
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_description_has_one_duration(experiment):
+    assert len(DURATION.findall(header_comment(Path(f"configs/experiment/{experiment}.yaml")))) == 1
 
 
 def test_experiment_help_describes_keys_from_comments_and_docstrings():

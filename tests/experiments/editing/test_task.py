@@ -146,8 +146,8 @@ def test_plan_counts_the_units_of_the_run(run):
 
 def test_unsupported_methods_are_listed_with_reasons(run):
     results = json.loads((run[1] / "results.json").read_text())
-    assert [(each["model"], each["method"]) for each in results["left_out"]] == [("first", "flow_edit")]
-    assert "flow-matching" in results["left_out"][0]["reason"]
+    assert [(each["model"], each["method"]) for each in results["skipped"]] == [("first", "flow_edit")]
+    assert "flow-matching" in results["skipped"][0]["reason"]
 
 
 def test_source_image_fails_and_ground_truth_succeeds(run):
@@ -408,7 +408,7 @@ def test_a_benchmark_in_the_form_of_pie_bench_is_run(tmp_path, benchmark, classi
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert [row["method"] for row in results["rows"]] == [SOURCE_IMAGE, "ddim", "ddim"]
     assert all(row["n"] == len(mapping) and row["n_success"] == 0 for row in results["rows"])
-    assert [(each["method"], each["reason"]) for each in results["left_out"]] == [
+    assert [(each["method"], each["reason"]) for each in results["skipped"]] == [
         (GROUND_TRUTH, "The benchmark does not have the correct image of every edit.")
     ]
     assert (tmp_path / "run" / "images" / "fig7_first_p2p.png").is_file()

@@ -1,6 +1,7 @@
 """Training of evaluation classifiers on user-provided folders, and the output folders of all trainings."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from experiments.config.errors import one_line
+from experiments.data.images import UnreadableImage
 from experiments.data.labeled import LabeledEmoji, LabeledFolders
 from experiments.evaluation.classifier import load_classifier
 from experiments.pretrain.training import load_pretrained
@@ -50,11 +51,12 @@ def run(root: Path, *overrides: str) -> dict:
     return json.loads((root / "run" / "results.json").read_text())
 
 
-def error_of(root: Path, *overrides: str) -> str:
-    with pytest.raises(Exception) as caught:
+def check_error(root: Path, message: str, *overrides: str, error: type[ValueError] = ValueError) -> None:
+    """The setup raises an error of exactly this type and message, and does not create the folder of the run."""
+    with pytest.raises(ValueError, match=rf"^{re.escape(message)}$") as caught:
         setup(configured("classifier", root, *folders(root), *overrides))
+    assert caught.type is error
     assert not (root / "run").exists()
-    return one_line(caught.value)
 
 
 def test_classifier_of_user_folders(root):
@@ -92,11 +94,26 @@ def test_frozen_modules_keep_the_loaded_weights(root):
 def test_weights_of_another_network_are_an_error(root):
     network = timm.create_model("resnet10t", num_classes=7)
     torch.save(network.state_dict(), root / "start.pth")
-    assert "that do not match, in order, the" in error_of(
-        root, f"task.init_from={root}/start.pth", "task.architecture=resnet18"
+    num_tensors = len(network.state_dict())
+    num_expected = len(timm.create_model("resnet18", num_classes=len(NAMES)).state_dict())
+    check_error(
+        root,
+        f"task.init_from='{root}/start.pth' has {num_tensors} tensors that do not match, in order, the "
+        f"{num_expected} tensors of this network: choose the matching task.architecture, or another file.",
+        f"task.init_from={root}/start.pth",
+        "task.architecture=resnet18",
     )
-    assert "cannot be read as weights" in error_of(root, f"task.init_from={root}/none.pth")
-    assert "task.frozen: 'conv2' is not a module of" in error_of(root, "task.frozen=[conv2]")
+    check_error(
+        root,
+        f"task.init_from: {root}/none.pth cannot be read as weights ([Errno 2] No such file or directory: "
+        f"'{root}/none.pth'): give a .pth file.",
+        f"task.init_from={root}/none.pth",
+    )
+    check_error(
+        root,
+        "task.frozen: 'conv2' is not a module of resnet10t; similar names: conv1.2, conv1, conv1.6.",
+        "task.frozen=[conv2]",
+    )
 
 
 def test_additional_folder_and_image_size(root):
@@ -106,20 +123,51 @@ def test_additional_folder_and_image_size(root):
     assert load_classifier(root / "run" / "model").labels == ["camel", "owl", "padlock", "tomato"]
 
 
-def test_rejects_untrainable_setups(root):
-    assert "task.excluded=['fid']: must be some, but not all, of the groups references, real" in error_of(
-        root, "task.excluded=[fid]"
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "task.excluded=[fid]",
+            "task.excluded=['fid']: must be some, but not all, of the groups references, real.",
+        ),
+        (
+            "task.excluded=[references,real]",
+            "task.excluded=['references', 'real']: must be some, but not all, of the groups references, real.",
+        ),
+        (
+            "task.architecture=resnet1000",
+            "task.architecture='resnet1000' with task.pretrained=False and task.image_size=32 and task.batch_size=64 "
+            "cannot be created by timm (Unknown model (resnet1000)): choose other values.",
+        ),
+        (
+            "task.architecture=vit_tiny_patch16_224",
+            "task.architecture='vit_tiny_patch16_224' with task.pretrained=False and task.image_size=32 and "
+            "task.batch_size=64 cannot be created by timm (Input height (32) doesn't match model (224).): choose other "
+            "values.",
+        ),
+    ],
+)
+def test_rejects_untrainable_settings(root, override, message):
+    check_error(root, message, override)
+
+
+def test_rejects_untrainable_folders(root):
+    owl = root / "real" / "owl"
+    owl.mkdir()
+    check_error(root, f"{owl} contains no images that Pillow reads: add images or remove it.")
+    Image.new("RGB", (9, 9)).save(owl / "0.png")
+    check_error(
+        root,
+        "task.excluded=['real'] leaves no training image of 'owl': add images to references, or exclude fewer groups.",
+        "task.excluded=[real]",
     )
-    assert "must be some, but not all" in error_of(root, "task.excluded=[references,real]")
-    assert "task.architecture='resnet1000'" in error_of(root, "task.architecture=resnet1000")
-    assert "task.image_size=32" in error_of(root, "task.architecture=vit_tiny_patch16_224")
-    (root / "real" / "owl").mkdir()
-    assert "owl contains no images" in error_of(root)
-    Image.new("RGB", (9, 9)).save(root / "real" / "owl" / "0.png")
-    assert "leaves no training image of 'owl'" in error_of(root, "task.excluded=[real]")
-    (root / "real" / "owl" / "1.jpg").write_bytes(b"")
-    assert "1.jpg cannot be read as an image" in error_of(root)
-    assert "not a folder" in error_of(root, f"data.references={root}/nowhere")
+    (owl / "1.jpg").write_bytes(b"")
+    check_error(
+        root,
+        f"{owl}/1.jpg cannot be read as an image (cannot identify image file '{owl}/1.jpg'): replace or remove it.",
+        error=UnreadableImage,
+    )
+    check_error(root, f"{root}/nowhere is not a folder: give a folder of images.", f"data.references={root}/nowhere")
 
 
 def test_folders_without_labels_are_errors(root):

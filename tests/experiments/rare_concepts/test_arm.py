@@ -7,7 +7,8 @@ from torch.nn.functional import cosine_similarity
 from experiments.rare_concepts.arm import Arm, around_centroid, between_references
 from nao import centroid_seeds, slerp
 from rnri import FixedPoint, ImplicitInverter
-from seedselect import SeedSelect
+from rnri.validation import ConfigError
+from seedselect import BestOf, SeedSelect
 
 
 def inverted(references: int = 3) -> torch.Tensor:
@@ -66,3 +67,18 @@ def test_sampling_guidance_changes_the_cost_of_sampling_and_not_of_the_inversion
     assert guided.nfe(10, once, once) == 2 * usual.nfe(10, once, once)
     inversion = usual.cost(10, 4, 3).forward - usual.sampling_cost(10, 4).forward
     assert guided.cost(10, 4, 3).forward - guided.sampling_cost(10, 4).forward == inversion
+
+
+def test_sdedit_executes_the_last_steps_only():
+    sdedit = Arm(1.0, strength=0.8)
+    full = Arm(1.0)
+    assert (sdedit.sampled_steps(10), full.sampled_steps(10)) == (8, 10)
+    once = torch.tensor(1)
+    assert sdedit.nfe(10, once, torch.tensor(0)) == full.nfe(8, once, torch.tensor(0)) == 8
+    assert sdedit.cost(10, 4, 3).forward == 4 * 8
+    assert Arm(1.0, select=BestOf(SeedSelect(1), 3), strength=0.8).nfe(10, torch.tensor(3), torch.tensor(0)) == 24
+
+
+def test_sdedit_needs_no_inverter():
+    with pytest.raises(ConfigError, match="strength: must be null with an inverter"):
+        Arm(1.0, ImplicitInverter(FixedPoint(2)), around_centroid, strength=0.8)

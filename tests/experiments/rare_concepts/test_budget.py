@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 from experiments.cache.key import fingerprint_config
 from experiments.config.validate import check
 from experiments.rare_concepts.arm import Arm, around_centroid, near_references
-from experiments.rare_concepts.budget import BudgetExperiment
+from experiments.rare_concepts.budget import BudgetExperiment, copies_figure
 from nao import centroid_seeds, norm_penalty
 from rnri import FixedPoint, ImplicitInverter
 from seedselect import BestOf, Generation, LocalSearch, SeedSelect, Targets
@@ -41,6 +41,7 @@ def budget_experiment(folder: Path, arms: dict[str, Arm], quantity: str = "budge
         model=tiny,
         clip=clip,
         classifier=tiny_classifier(folder / "classifier"),
+        second_classifier=tiny_classifier(folder / "second", seed=1),
         arms=arms,
         steps=2,
         samples=2,
@@ -71,6 +72,19 @@ def test_table_has_a_row_per_method_and_budget(run, rows):
     assert "| random     | 2      |" in (Path(run.run_dir) / "table.md").read_text()
     assert (Path(run.run_dir) / "report.html").stat().st_size > 0
     assert (Path(run.run_dir) / "figures" / "budget.png").stat().st_size > 0
+
+
+def test_figure_shows_accuracy_against_copies(rows):
+    real = {"method": "real", "budget": None, "copies": 0.1, "accuracy": 0.8}
+    measured = [row | {"copies": 0.25, "accuracy": 0.5} for row in rows[:2]]
+    unknown = [row | {"copies": None} for row in rows[2:]]
+    figure = copies_figure([*measured, *unknown], "budget", real)
+    (axis,) = figure.axes
+    points = {line.get_label(): line.get_xydata().tolist() for line in axis.get_lines()}
+    assert points["random"] == [[25, 50], [25, 50]]
+    assert points["real images"] == [[10, 80]]
+    assert points["around"] == []
+    assert [text.get_text() for text in axis.texts] == ["2", "6"]
 
 
 def test_nfe_includes_guidance_gradients_and_inversion(rows):

@@ -59,6 +59,13 @@ def test_finished_images_are_scored_again_without_being_generated_again(run, tmp
     assert "second network, %" in (folder / "table.md").read_text()
     for name in ("right_new", "copies", "m_cp", "accuracy"):
         assert total[name] == first["plain", "total"][name]
+    samples = pd.read_parquet(folder / "samples.parquet")
+    expected = samples["correct_second"] & ~samples["copy"].astype(bool)
+    assert total["right_new_second"] == pytest.approx(expected.mean())
+    report = (folder / "report.html").read_text()
+    assert "Second network: right &amp; new, and accuracy per group of concepts" in report
+    concepts = pd.read_csv(folder / "concepts.csv")
+    assert concepts["accuracy_second"].mean() == pytest.approx(total["accuracy_second"])
 
 
 def test_second_classifier_without_a_label_is_refused(tmp_path):

@@ -90,6 +90,17 @@ def test_nfe_is_the_number_of_evaluations_per_image(results):
     assert nfe["ddim", 4, None] == 4
 
 
+def test_samples_have_the_error_of_the_seed_and_its_shift_by_the_attack(run):
+    samples = pd.read_parquet(run[0] / "samples.parquet")
+    identity = [name for name in (*IDENTITY, "sample") if name != "attack"]
+    for _, group in samples.groupby(identity, dropna=False):
+        errors = group.set_index("attack")["seed_error"]
+        shifts = group.set_index("attack")["seed_shift"]
+        assert shifts["none"] == 0 < errors["none"]
+        assert (shifts.drop("none") > 0).all()
+        assert ((errors - errors["none"]).abs() <= shifts + 1e-9).all()  # triangle inequality
+
+
 def test_number_of_images(results):
     counts = {(row["read_steps"], row["n"]) for row in results["rows"]}
     assert counts == {(2, 3), (4, 2)}
