@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import torch
 
-import experiments  # noqa: F401  # replaces printed characters that the terminal lacks
+import experiments  # noqa: F401  # the import makes `print` replace characters that the terminal cannot display
 from rnri.quiet import quiet_libraries
 from rnri.validation import first_line
 
@@ -86,6 +86,7 @@ def output_file(text: str) -> Path:
 
 
 def default_device() -> str:
+    """Return ``cuda`` if PyTorch finds a CUDA GPU, otherwise ``cpu``."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 

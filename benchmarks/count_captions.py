@@ -35,8 +35,10 @@ from experiments.counting.text import normalize
 LAION_2B = 2_300_000_000  # number of captions of the data set LAION-2B
 MENTIONS_PER_CAPTION = 0.24  # mean number of ImageNet classes per caption of LAION-2B, from public counts
 ACCENTED = ("café", "Été", "naïve", "Zoë", "№ 5", "München", "Malmö", "piñata")
+"""Words with accents and special characters, which some synthetic captions contain."""
 
 Counting = Callable[[], dict[str, int]]
+"""Function that returns the number of captions that contain each name."""
 
 
 def synthetic_captions(n: int, names: Mapping[str, tuple[str, ...]], seed: int) -> list[str]:
@@ -70,6 +72,7 @@ def synthetic_captions(n: int, names: Mapping[str, tuple[str, ...]], seed: int) 
 
 
 def batched(path: Path, column: str, names: Mapping[str, tuple[str, ...]]) -> Counting:
+    """Return a function that searches the captions with the counter of this project."""
     forms = patterns(names)
     (shard,) = list_shards([str(path)])
     return lambda: dict(zip(names, count_shard(shard, column, forms, len(names)).counts, strict=True))
@@ -149,7 +152,10 @@ METHODS = {"batched": batched, "automaton": automaton, "polars": polars, "duckdb
 
 
 def measure(count: Counting, repeats: int) -> tuple[dict[str, int], float]:
-    """Run ``count`` several times; return the counts, and the minimum CPU time of all threads in seconds."""
+    """Run ``count`` several times; return the counts, and the CPU time of the fastest run in seconds.
+
+    The CPU time is the sum over all threads of the process.
+    """
     seconds = []
     for _ in range(repeats):
         start = time.process_time()
@@ -195,6 +201,7 @@ def check_column(path: Path, column: str) -> None:
 
 
 def report(path: Path, column: str, names: Mapping[str, tuple[str, ...]], only: list[str], repeats: int) -> None:
+    """Measure the counters in ``only`` on the captions in ``column`` of the file ``path``, and print a table."""
     captions = pq.read_table(path, columns=[column])[column].drop_null()
     size = sum(chunk.nbytes for chunk in captions.chunks)
     print(

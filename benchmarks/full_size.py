@@ -69,7 +69,7 @@ SECONDS_PER_CASE = 6.0
 NAO_SEEDS = 5
 NAO_POINTS = 8
 PLANNING_BATCH = 4
-OUT_OF_TIME = "not measured: the time --minutes is over"
+OUT_OF_TIME = "not measured: the time limit --minutes has passed"
 COLUMNS = ("model", "case", "batch", "steps", "seconds", "evaluations", "ratio", "images/h", "peak GiB", "note")
 
 INVERTERS: dict[str, Callable[[], Inverter]] = {
@@ -191,8 +191,8 @@ class NetworkCall:
         network: the network.
         args: the positional arguments, detached from the autograd graph.
         kwargs: the keyword arguments, detached from the autograd graph.
-        differentiated: index of the tensor whose gradient was computed, among the leaves of ``(args, kwargs)``; None if
-            the call had no backward pass.
+        differentiated: position of the tensor whose gradient was computed, in the list of all leaves (tensors and other
+            values) of ``(args, kwargs)``; None if the call had no backward pass.
     """
 
     network: nn.Module
@@ -577,7 +577,7 @@ def table(rows: Sequence[Row]) -> str:
     late = sum(row.note == OUT_OF_TIME for row in rows)
     lines = [COLUMNS, ["---"] * len(COLUMNS), *(row.cells() for row in rows if row.note != OUT_OF_TIME)]
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return text + (f"\n\n{late} cases were not measured, because the time --minutes was over." if late else "")
+    return text + (f"\n\n{late} cases were not measured, because the time limit --minutes had passed." if late else "")
 
 
 def goals(rows: Sequence[Row]) -> dict[str, str]:

@@ -29,7 +29,8 @@ from rnri import Inversion, LatentDiffusion, anderson_inverter
 
 STEPS = {"emoji": 10, "emoji_lcm": 4, "emoji_flow": 10}
 PROMPT = "a drawing of a camel"
-MAX_ERROR_RATIO = 10.0  # maximum of (latent MSE on the device - rounding error) / latent MSE on the CPU
+# The latent MSE on the device may be at most MAX_ERROR_RATIO times the latent MSE on the CPU plus ROUNDING_MSE.
+MAX_ERROR_RATIO = 10.0
 ROUNDING_MSE = {"float32": 1e-5, "bfloat16": 1e-1, "float16": 1e-2}
 """Latent MSE that rounding errors may cause in each precision."""
 
@@ -59,7 +60,10 @@ def round_trip(model: LatentDiffusion, steps: int, batch: int) -> RoundTripResul
 
 
 def _count_syncs(device: torch.device, work: Callable[[], Inversion]) -> tuple[Inversion, int | None]:
-    """Run ``work``; return its result and the number of device synchronizations, or None if the device is not CUDA."""
+    """Run ``work``; return its result and the number of device synchronizations.
+
+    The number is None if ``device`` is not a CUDA device.
+    """
     if device.type != "cuda":
         return work(), None
     torch.cuda.set_sync_debug_mode("warn")

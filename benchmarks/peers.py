@@ -187,7 +187,7 @@ def renoise(batch: int, steps: int) -> Pair:
 
 
 def reno(batch: int, steps: int) -> Pair:
-    """Return the pair for ReNO (Eyring et al. 2024), which optimizes seeds for a reward and a penalty of the norm."""
+    """Return the pair for ReNO (Eyring et al. 2024), which maximizes a reward minus a penalty on the seeds' norms."""
     model = load("emoji_lcm", "cpu", "float32")
     # assets/models/clip is not used, because its gradients are sensitive to rounding errors.
     clip = ClipFeatures.from_pretrained(

@@ -47,7 +47,10 @@ from rnri import anderson_inverter
 
 DEVICES_PER_MACHINE = 8
 FILE_FUNCTIONS = ((os, "stat"), (os, "mkdir"), (os, "rename"), (io, "open"))
-"""The functions through which the distribution of work uses files. Each call counts as one file operation."""
+"""The functions with which processes access the shared files that distribute the work among them.
+
+Each call of one of these functions counts as one file operation.
+"""
 NO_TIMEOUT_S = 1e9
 """Interval and timeout of heartbeats in a simulation, so large that no simulated device counts as dead."""
 
@@ -91,7 +94,8 @@ class SimulationResult:
 class VirtualClock:
     """A simulated clock for several threads, of which only one runs at a time.
 
-    If a thread calls :meth:`sleep`, the thread that has to wake up first continues.
+    If a thread calls :meth:`sleep`, the waiting thread with the earliest wake-up time continues, and the clock is set
+    to this time.
     """
 
     def __init__(self) -> None:
@@ -290,7 +294,10 @@ def measured_unit_seconds(run: Path) -> list[float]:
 
 
 def draw(results: Sequence[SimulationResult], path: Path) -> None:
-    """Draw the efficiency over the number of devices, with one line per duration of a unit of work and latency."""
+    """Draw the efficiency over the number of devices, and write the figure to ``path``.
+
+    There is one line for each combination of duration of a unit of work and duration of a file operation.
+    """
     figure, axes = figures.plt.subplots(figsize=(6.4, 3.6))
     for unit_seconds, latency in dict.fromkeys((r.unit_seconds, r.latency_ms) for r in results):
         line = [r for r in results if (r.unit_seconds, r.latency_ms) == (unit_seconds, latency)]

@@ -5,9 +5,9 @@ The results are in the tables of docs/results/inversion.md. The variants (candid
 - more network evaluations;
 - homotopy in the guidance scale, which solves each step at increasing guidance scales;
 - several initial guesses;
-- a stricter safeguard of the solver;
-- the same number of network evaluations in all steps;
-- a longer memory of the solver;
+- a stricter safeguard of the solver (a smaller increase of the residual counts as a failure);
+- the same maximum number of network evaluations in all steps;
+- a longer memory of the solver (Anderson acceleration with more previous iterates);
 - Newton's method with a Krylov solver;
 - optimization of the seed with Adam;
 - round-trip corrections.
@@ -51,6 +51,7 @@ from rnri import (
 from rnri.solvers.implicit import ImplicitStep
 
 TOLERANCE = 1e-6
+"""An inversion step counts as solved if its residual is at most this value."""
 Result = tuple[Tensor, float, float]
 """Seeds ``[B,C,h,w]``, number of network evaluations per step, and fraction of steps with a small residual."""
 Candidate = tuple[str, Callable[[], Result]]
@@ -202,6 +203,7 @@ class Setup:
 
 
 GROUPS = ("nfe", "homotopy", "starts", "growth", "allocation", "memory", "newton_krylov", "adam", "corrections")
+"""Names of the groups of variants, in the order of the list in the docstring of the module."""
 
 
 def candidates(setup: Setup) -> dict[str, Iterator[Candidate]]:

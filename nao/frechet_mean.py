@@ -10,13 +10,15 @@ linear combination of the unit-norm seeds. The unknowns are the ``n`` weights of
 of the angles between the seeds.
 
 The gradient of a path's energy with respect to the end of the path has two components. The transverse component is the
-momentum of Clairaut's relation, and the radial component is ``end_slope`` (see :mod:`nao.geodesic`). The norm of the
-gradient is ``cosh(alpha)``, where ``alpha`` is the height of the end above the waist (see :mod:`nao.radial_metric`).
+momentum of Clairaut's relation, and the radial component is ``end_slope`` (see :mod:`nao.geodesic`). Both components
+are in units of ``waist_cost``. In these units, the norm of the gradient is ``cosh(alpha)``, where ``alpha`` is the
+height of the end above the waist (see :mod:`nao.radial_metric`).
 
 The centroid is a geometric median, whose objective is not differentiable at the seeds. The objective therefore has a
-kink at every seed, where the optimality (KKT) condition is an inequality. Let g be the norm of the gradient of the
-paths to all other seeds, in units of the gradient norm of a single path. A seed that coincides with m seeds, including
-itself, is the centroid if g <= m (Vardi & Zhang 2000, "The multivariate L1-median and associated data depth").
+kink at every seed, where the optimality (KKT) condition is an inequality. Consider a seed that coincides with m seeds,
+including itself. Let g be the norm of the gradient of the objective without the paths to these m seeds, in units of the
+gradient norm of a single path. The seed is the centroid if g <= m (Vardi & Zhang 2000, "The multivariate L1-median and
+associated data depth").
 
 All tensors are float64. A problem is the computation of the centroid of one group of seeds. G problems are solved in
 one batch, and the iteration of each problem stops independently of the other problems.
@@ -48,6 +50,8 @@ CLUSTER_TOL = 1e-5
 SEED_GRAD_TOL = 1e-6
 # Minimum damping of Newton's method, relative to the norm of the gradient of one path.
 MIN_DAMPING = 1e-6
+# A short Newton step shows convergence only if its damping is at most SMALL_DAMPING, because a large damping shortens
+# every step.
 SMALL_DAMPING = 1e-3
 # Relative accuracy of the path energies. The quadrature error limits the accuracy if norms are far from the mode.
 ENERGY_RTOL = 1e-9
@@ -89,9 +93,9 @@ def solve_mean(metric: RadialMetric, gram: Tensor, t: Tensor) -> Center:
     lower_bounds, order = problem.seed_lower_bounds().sort(1)
     initial = problem.initial_guess()
     seed = problem.evaluate_seed(order[:, 0])
-    # For two seeds, the middle of the path shall be returned. The energy can be slightly lower at a seed than in the
-    # middle, because the norm of a seed can be more likely than the norm in the middle. Therefore a seed replaces the
-    # result only if its energy is below a threshold whose margin is larger than this difference.
+    # For two seeds, this function returns the middle of their path, although the energy can be slightly lower at a
+    # seed: the norm of a seed can be more likely than the norm of the middle. Therefore a seed replaces the result of
+    # the search only if the energy of the seed is below a threshold, which allows for this difference.
     is_optimal = (seed.kkt_violation < -1 / typical_norm(metric.d)) & (seed.energy <= initial.energy)
     best = _where(is_optimal, seed, _descend(problem, initial, is_optimal))
     threshold = best.energy - 2 * problem.norm_cost(torch.full_like(best.t, metric.waist))
@@ -133,7 +137,10 @@ def _descend(problem: _Problem, initial: Center, done: Tensor) -> Center:
 
 
 def angles(gram: Tensor, weights: Tensor) -> Tensor:
-    """Angles ``[G,n]`` in radians between the seeds and the unit directions with the weights ``weights [G,n]``.
+    """Angles ``[G,n]`` in radians between the seeds of each problem and one unit direction per problem.
+
+    The unit direction of a problem is the linear combination of the unit-norm seeds with ``weights [G,n]``. ``gram
+    [G,n,n]`` contains the cosines of the angles between the seeds.
 
     An angle is computed from the norms of the difference and of the sum of two unit vectors. In contrast to the arc
     cosine, this formula is accurate for small angles.
@@ -182,11 +189,11 @@ class _Problem:
         return path_bounds.sum(2) + self.norm_cost(self.seeds)
 
     def norm_cost(self, t: Tensor) -> Tensor:
-        """``log chi_d(mode) - log chi_d(norm)`` for the norm with ``t = log(norm / mode)``, in nats."""
+        """Cost of the centroid's norm, ``log chi_d(mode) - log chi_d(norm)`` in nats, for ``t = log(norm / mode)``."""
         return (self.metric.d - 1) * (torch.expm1(2 * t) / 2 - t)
 
     def normalize(self, weights: Tensor) -> Tensor:
-        """Rescale ``weights [G,n]`` so that the vectors that they represent have norm 1."""
+        """Rescale ``weights [G,n]`` so that the weighted sums of the unit-norm seeds have norm 1."""
         squares = (weights[:, None] @ self.gram @ weights[..., None])[:, 0]
         return weights / squares.clamp_min(1e-300).sqrt()
 
@@ -203,13 +210,21 @@ class _Problem:
         return replace(center, kkt_violation=self.kkt_violation(center))
 
     def kkt_violation(self, center: Center, radius: float = COINCIDENCE_TOL) -> Tensor:
-        """Compute ``Center.kkt_violation``, where seeds within ``radius`` of the candidate count as coincident."""
+        """Compute the violation ``[G]`` of the optimality (KKT) condition at the candidate, see :class:`Center`.
+
+        A seed coincides with the candidate if their angle in radians and their difference in ``t`` are at most
+        ``radius``.
+        """
         is_separated = self.is_separated(center, radius)
         transverse, radial = self.negative_gradient(center, self.tangents(center), is_separated)
         return torch.hypot(self.length(transverse), radial) / center.paths.b[:, 0].cosh() - (~is_separated).sum(1)
 
     def is_separated(self, center: Center, radius: float = COINCIDENCE_TOL) -> Tensor:
-        """Mask of the seeds that do not coincide with the candidate, bool ``[G,n]``."""
+        """Mask of the seeds that do not coincide with the candidate, bool ``[G,n]``.
+
+        A seed coincides with the candidate if their angle in radians and their difference in ``t`` are at most
+        ``radius``.
+        """
         return (center.paths.angle > radius) | ((self.seeds - center.t[:, None]).abs() > radius)
 
     def tangents(self, center: Center) -> Tensor:
@@ -236,11 +251,14 @@ class _Problem:
         return transverse, -torch.where(is_separated, paths.end_slope, 0.0).sum(1) - norm_gradient
 
     def length(self, weights: Tensor) -> Tensor:
-        """Norms ``[G]`` of the vectors that ``weights [G,n]`` represent."""
+        """Norms ``[G]`` of the weighted sums of the unit-norm seeds with ``weights [G,n]``."""
         return (weights[:, None] @ self.gram @ weights[..., None])[:, 0, 0].clamp_min(0).sqrt()
 
     def newton_step(self, current: Center, damping: Tensor) -> tuple[Center, Tensor]:
-        """Return the candidate after one damped Newton step from ``current``, and the length ``[G]`` of the step."""
+        """Return the candidate after one damped Newton step from ``current``, and the length ``[G]`` of the step.
+
+        A larger ``damping [G]`` shortens the step of a problem.
+        """
         paths, n = current.paths, self.identity.shape[0]
         is_separated = self.is_separated(current)
         tangents = self.tangents(current)

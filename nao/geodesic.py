@@ -15,7 +15,8 @@ then gives
 
 The only unknown is ``Y``, which is determined by the angle between the two ends. ``Y`` is computed by Newton's method.
 
-Far from both ends, a path is close to the waist: the distance to the waist decreases like ``exp(-y)``. For seeds of
+Far from both ends, a path is close to the waist, the norm with the lowest cost per radian: the distance to the waist
+decreases like ``exp(-y)``. For seeds of
 16,384 components, the distance to the waist decreases by the factor exp(-375) over pi/2 radians. To avoid overflow, the
 code computes exponentials only of negative distances to the ends.
 
@@ -37,9 +38,12 @@ from nao.radial_metric import RadialMetric
 # Number of panels of the Gauss-Legendre quadrature in a boundary layer, and number of nodes per panel. A boundary layer
 # is the part of a path between one end and the waist.
 PANELS, NODES = 12, 10
-BOUNDARY_LAYER = 26.0  # length of a boundary layer in y, minus the height of the path's end; exp(-26) is negligible
+# The length of a boundary layer in y is BOUNDARY_LAYER plus the larger of the heights |alpha| of the two ends, but at
+# most half the extent of the path. Beyond this length, the distance to the waist is at most exp(-26), which is
+# negligible.
+BOUNDARY_LAYER = 26.0
 MIN_ANGLE_RAD = 1e-9  # smaller angles between the ends are replaced by MIN_ANGLE_RAD
-SHORT_TURN = 0.3  # if angle / slope is less than SHORT_TURN, the path does not come close to the waist
+SHORT_TURN = 0.3  # if angle / (dt/dalpha) is less than SHORT_TURN, the path does not come close to the waist
 MAX_NEWTON_STEPS = 60
 RELATIVE_DIFFERENCE = 1e-6  # relative step size of finite differences
 ANGLE_RTOL = 1e-11  # relative tolerance of the angle between the ends
@@ -49,11 +53,12 @@ ANGLE_RTOL = 1e-11  # relative tolerance of the angle between the ends
 class Geodesics:
     """Paths of minimum energy (geodesics), computed by :func:`solve_geodesics`; every tensor has the shape ``[...]``.
 
-    ``momentum``, ``end_slope`` and their derivatives are in units of ``metric.waist_cost``.
+    ``momentum``, ``end_slope`` and their derivatives are in units of ``metric.waist_cost``. The radial coordinate of a
+    point is ``t = log(norm / mode)``.
 
     Attributes:
         metric: the metric that defines the energy of a path.
-        a, b: heights ``alpha`` of the two ends.
+        a, b: heights ``alpha`` of the two ends above the waist (see :mod:`nao.radial_metric`).
         angle: angle between the ends, in radians.
         w: the unknown of Newton's method, defined by ``extent^2 = (a - b)^2 + w^2``.
         momentum: derivative of the energy with respect to ``angle``.
@@ -78,12 +83,12 @@ class Geodesics:
 
     @property
     def extent(self) -> Tensor:
-        """The extent ``Y``, the value of the parameter ``y`` at end b."""
+        """The extent ``Y`` of each path: the path parameter ``y`` is 0 at end a and ``Y`` at end b."""
         return torch.hypot(self.a - self.b, self.w)
 
     @property
     def end_slope(self) -> Tensor:
-        """Derivative of the energy with respect to ``t`` of end b.
+        """Derivative of the energy with respect to ``t = log(norm / mode)`` of end b, in units of ``waist_cost``.
 
         The derivative satisfies ``momentum^2 + end_slope^2 = cosh(b)^2``.
         """
@@ -118,13 +123,14 @@ def solve_geodesics(
 ) -> Geodesics:
     """Compute the paths of minimum energy between ends with the heights ``a`` and ``b`` and the given ``angle``.
 
-    The unknown is ``w = sqrt(Y^2 - (a - b)^2)`` with the extent ``Y``, because the angle is an almost linear function
-    of ``w``. The solver is Newton's method. A Newton step that leaves the current bracket of the root is replaced by
-    bisection. The tensors ``a``, ``b`` and ``angle`` are broadcast to the batch shape ``[...]``.
+    The unknown is ``w = sqrt(Y^2 - (a - b)^2)``, where ``Y`` is the extent of the path (:attr:`Geodesics.extent`). The
+    angle is an almost linear function of ``w``. The solver is Newton's method. A Newton step that leaves the current
+    bracket of the root is replaced by bisection. The tensors ``a``, ``b`` and ``angle`` are broadcast to the batch
+    shape ``[...]``.
 
     Args:
         metric: the metric that defines the energy of a path.
-        a, b: heights ``alpha`` of the two ends.
+        a, b: heights ``alpha`` of the two ends above the waist (see :mod:`nao.radial_metric`).
         angle: angle between the ends in radians.
         warm_start: solved geodesics between similar ends, from which the initial guess is computed.
     """
@@ -176,15 +182,19 @@ def solve_geodesics(
 
 
 def _end_slope(a: Tensor, b: Tensor, extent: Tensor) -> Tensor:
-    """Return ``(sinh(b) cosh(Y) - sinh(a)) / sinh(Y)``, computed without overflow for a large extent ``Y``."""
+    """Return the derivative of a path's energy with respect to ``t`` of end b, in units of ``waist_cost``.
+
+    The derivative is ``(sinh(b) cosh(Y) - sinh(a)) / sinh(Y)`` for the heights ``a`` and ``b`` of the ends. The formula
+    is evaluated without overflow for a large ``extent`` ``Y``.
+    """
     denominator = -torch.expm1(-2 * extent)
     return (b.sinh() * (2 - denominator) - 2 * a.sinh() * (-extent).exp()) / denominator
 
 
 def _initial_guess(metric: RadialMetric, a: Tensor, b: Tensor, angle: Tensor) -> Tensor:
-    """Return the exact ``w`` for a metric with constant ``dt/dalpha``, as the initial guess of Newton's method.
+    """Return the initial guess of Newton's method for the unknown ``w`` of :func:`solve_geodesics`.
 
-    If ``dt/dalpha`` is constant, the metric is the metric of the hyperbolic plane, and ``y`` is the arc length.
+    The guess is exact for a metric with constant ``dt/dalpha``, which is the metric of the hyperbolic plane.
     """
     local = angle / metric.slope((a + b) / 2)
     turn = torch.where(local < SHORT_TURN, local, angle / metric.waist_slope)
@@ -199,7 +209,8 @@ def _initial_guess(metric: RadialMetric, a: Tensor, b: Tensor, angle: Tensor) ->
 def _momentum_and_angle(metric: RadialMetric, a: Tensor, b: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
     """Return the momentum and the angle in radians of the paths for given values of the unknown ``w``.
 
-    The momentum is in units of ``metric.waist_cost``.
+    The momentum is the derivative of the energy with respect to the angle, in units of ``metric.waist_cost``. ``a`` and
+    ``b`` are the heights of the two ends, and ``w`` is the unknown of :func:`solve_geodesics`.
     """
     difference, total, extent = (a - b).abs(), a + b, torch.hypot(a - b, w)
     quadrature = _Quadrature(metric, a, b, extent)
@@ -211,7 +222,11 @@ def _momentum_and_angle(metric: RadialMetric, a: Tensor, b: Tensor, w: Tensor) -
 
 
 def _sinh_height(a: Tensor, b: Tensor, extent: Tensor, *, from_a: Tensor, from_b: Tensor) -> Tensor:
-    """Return ``sinh(alpha)`` at the points with the distances ``from_a`` and ``from_b`` in ``y`` from the two ends."""
+    """Return ``sinh`` of the height ``alpha`` at points of a path.
+
+    ``from_a`` and ``from_b`` are the distances of a point from the two ends, in the path parameter ``y``. The sum of
+    the two distances is ``extent``.
+    """
     near_a, near_b, full = (torch.expm1(-y) for y in (from_a, from_b, extent))
     # For x = expm1(-from_a) and x' = expm1(-from_b), (1 + x) x' (2 + x') equals exp(-from_a) (exp(-2 from_b) - 1).
     left = a.sinh() * (1 + near_a) * near_b * (2 + near_b)
@@ -220,7 +235,7 @@ def _sinh_height(a: Tensor, b: Tensor, extent: Tensor, *, from_a: Tensor, from_b
 
 
 class _Quadrature:
-    """Numerical integration over ``y`` along each path.
+    """Numerical integration over the path parameter ``y`` along each path.
 
     A path consists of a boundary layer at each end and of the part along the waist between the two boundary layers.
     Each boundary layer has ``PANELS * NODES`` nodes, and the part along the waist has one node.

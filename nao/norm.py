@@ -33,7 +33,8 @@ def typical_norm(d: int) -> float:
 def peak_log_density(d: int) -> float:
     """Return the maximum of log chi_d(norm) over all norms, the constant term of `log_density`.
 
-    The maximum of log chi_d is negative for every d.
+    chi_d is the density of the norm of a standard Gaussian seed of `d` components (chi distribution). The maximum of
+    log chi_d is negative for every d.
     """
     mode = typical_norm(d)
     return (1 - d / 2) * math.log(2) - math.lgamma(d / 2) + (d - 1) * math.log(mode) - mode**2 / 2
@@ -42,14 +43,19 @@ def peak_log_density(d: int) -> float:
 def relative_log_density(norm: Tensor, d: int) -> Tensor:
     """Return log chi_d(norm) - log chi_d(mode) in float64, which is 0 at the mode, negative elsewhere, and -inf at 0.
 
-    The difference is computed as (d-1) (log(1+x) - x - x^2/2) with x = norm/mode - 1, which is accurate near the mode.
+    chi_d is the density of the chi distribution, and mode is the norm at which chi_d is highest (`typical_norm`). The
+    difference is computed as (d-1) (log(1+x) - x - x^2/2) with x = norm/mode - 1. This formula is accurate near the
+    mode.
     """
     x = norm.cpu().double() / typical_norm(d) - 1
     return (d - 1) * (torch.log1p(x) - x - x.square() / 2)
 
 
 def log_density(norm: Tensor, d: int) -> Tensor:
-    """Return the log-density log chi_d(norm) of the chi distribution in float64, as used in NAO's energy."""
+    """Return the log-density of the chi distribution with `d` degrees of freedom at `norm`, in float64.
+
+    Minus the log-density is the cost of a unit of length in NAO's path energy.
+    """
     return relative_log_density(norm, d) + peak_log_density(d)
 
 

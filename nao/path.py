@@ -4,9 +4,9 @@ The energy of a path is the integral of ``-log chi_d(norm)`` over the length of 
 the chi distribution. A path of minimum energy therefore prefers norms that are likely for Gaussian seeds. The path of
 minimum energy lies in the plane that contains the origin and both seeds, and the centroid of minimum energy lies in the
 span of the seeds. The path and the centroid therefore depend only on the norms and cosines of the seeds.
-:mod:`nao.geodesic` computes paths and :mod:`nao.frechet_mean` computes centroids, both in float64 on the CPU and up to
-rounding errors. The points of a path are evenly spaced along the length of the path. :mod:`nao.polyline` implements the
-paper's method, in which a path is a polyline.
+:mod:`nao.geodesic` computes paths, and :mod:`nao.frechet_mean` computes centroids. Both modules compute in float64 on
+the CPU, and their results are accurate up to rounding errors. The points of a path are evenly spaced along the length
+of the path. :mod:`nao.polyline` implements the paper's method, in which a path is a polyline.
 
 The tables of :mod:`nao.radial_metric` cover norms from 0.35 to 10 typical norms. A seed with a norm outside this range
 is connected to the nearest norm in the tables by a straight radial segment. The energy and the length of the path
@@ -214,7 +214,7 @@ class _Subspace:
 
     def __init__(self, seeds: Tensor, normalize: bool) -> None:
         if seeds.shape[-4] == 0:
-            raise ValueError("a centroid needs at least one seed.")
+            raise ValueError("a centroid needs at least one seed, got none: pass seeds [...,n,C,h,w] with n >= 1.")
         check_norms(seeds)
         if normalize:
             seeds = project(seeds)
@@ -233,7 +233,11 @@ class _Subspace:
         self.radial_cost = (radial_cost(ratio, d) - radial_cost(clamped, d)).abs()
 
     def solve_mean(self) -> Center:
-        """Return the centroid of each problem."""
+        """Return the NAO centroids of the n seeds of each of the G problems.
+
+        Raises:
+            ValueError: the mean of the unit-norm seeds of a problem is zero, so that the centroid is not unique.
+        """
         if (self.gram.mean((1, 2)) < MIN_MEAN_NORM**2).any():
             raise ValueError("the seeds cancel out, so their centroid is not unique; leave one of the seeds out.")
         return solve_mean(self.metric, self.gram, self.t)
@@ -266,7 +270,7 @@ class _Subspace:
         return seeds.view(*weights.shape[:-1], *self.seeds.shape[2:])
 
     def unflatten(self, values: Tensor) -> Tensor:
-        """Restore the batch dimensions: ``[G,...]`` -> ``[*batch_shape,...]``."""
+        """Restore the batch dimensions of the input, which were flattened into G: ``[G,...] -> [*batch_shape,...]``."""
         return values.reshape((*self.batch_shape, *values.shape[1:]))
 
 

@@ -1,10 +1,10 @@
 """NAO as published: a path is a polyline of K points, and its energy is minimized over the coordinates of the points.
 
 The energy of a polyline is a sum over its segments: the length of a segment times the negative log-density of the seed
-norm at the midpoint of the segment. If K is small, the
-polyline of minimum energy is therefore a zigzag line: the midpoints of the segments have the typical norm, but the
-points do not. As K increases, the energy of the polyline converges to the energy of the continuous path in
-:mod:`nao.geodesic`. The tests and the benchmark use this module as the reference implementation.
+norm at the midpoint of the segment. If K is small, the polyline of minimum energy is therefore a zigzag line: the
+midpoints of the segments have the typical norm, but the points do not. As K increases, the energy of the polyline
+converges to the energy of the continuous path in :mod:`nao.geodesic`. The tests and the benchmark use this module as
+the reference implementation.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ SPACING_WEIGHT = 1.0  # weight of the penalty on long segments, called lambda in
 
 
 def path_energy(points: Tensor, d: int, spacing: Tensor) -> Tensor:
-    """Energy ``[...]`` of polylines, including a penalty on segments that are longer than ``spacing``.
+    """Return the NAO energy ``[...]`` of polylines, plus a penalty on segments that are longer than ``spacing``.
+
+    The energy is the sum over all segments of the length of a segment times the negative log-density of the seed norm
+    at its midpoint.
 
     Args:
         points: points of the polylines, float64 ``[...,K,m]``. The number m of coordinates is ``d``, or less if the

@@ -39,6 +39,9 @@ BISECTIONS = 60  # number of bisection steps with which t is computed from alpha
 class RadialMetric:
     """The metric for seeds of ``d`` components, as tables over the height ``alpha``.
 
+    The waist is the norm with the lowest cost per radian. ``alpha`` is the signed height of a norm above the waist, and
+    ``t = log(norm / mode)``; the docstring of the module defines both.
+
     Attributes:
         d: number of components of a seed.
         waist: value of ``t`` at the waist.
@@ -87,7 +90,10 @@ class RadialMetric:
 
 
 def log_cost_ratio(u: Tensor, waist: float, d: int) -> Tensor:
-    """Return ``log f(waist + u) - log f(waist)``; the formula is accurate also for small ``u``."""
+    """Return ``log f(waist + u) - log f(waist)``, where ``f(t)`` is the cost per radian at ``t = log(norm / mode)``.
+
+    The formula is accurate also for small ``u``.
+    """
     c = unit_cost(torch.tensor(waist, dtype=torch.float64), d)
     return u + torch.log1p((d - 1) * (math.exp(2 * waist) * torch.expm1(2 * u) / 2 - u) / c)
 
@@ -128,9 +134,10 @@ def radial_metric(d: int) -> RadialMetric:
 
 
 def _waist(d: int) -> float:
-    """Return ``t`` at the waist, where ``f'(t) = 0``.
+    """Return ``t = log(norm / mode)`` at the waist, where the cost per radian ``f(t)`` is smallest.
 
-    Newton's method starts at the limit of ``t`` for a large number of components.
+    The equation ``f'(t) = 0`` is solved by Newton's method, which starts at the limit of ``t`` for a large number of
+    components.
     """
     c0 = -peak_log_density(d)
     t = -c0 / (2 * (d - 1))
@@ -140,7 +147,7 @@ def _waist(d: int) -> float:
 
 
 def _invert(metric: RadialMetric, alpha: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return ``t``, ``dt/dalpha`` and ``d2t/dalpha2`` at the heights ``alpha``.
+    """Return ``t = log(norm / mode)``, ``dt/dalpha`` and ``d2t/dalpha2`` at the heights ``alpha`` above the waist.
 
     ``t`` is computed by bisection. One of the heights must be 0.
     """

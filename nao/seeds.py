@@ -1,4 +1,7 @@
-"""New seeds from G groups of n inverted seeds each, ``[G,n,C,h,w]``; each group belongs to one concept."""
+"""Functions that compute new seeds from G groups of n inverted seeds, ``[G,n,C,h,w]``.
+
+A group contains the inverted seeds of the reference images of one concept.
+"""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 OPENAI_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 TITLE = "a CLIP model"
-UNUSED_WEIGHTS = ("position_ids", "logit_scale")  # names of CLIP weights that have no influence on the features
+UNUSED_WEIGHTS = ("position_ids", "logit_scale")  # names of weights that do not change the features and may be missing
 MODEL_CLASSES = {"clip": "CLIPModel", "vision-text-dual-encoder": "VisionTextDualEncoderModel"}
 """Names of the supported classes of ``transformers``, by the ``model_type`` in config.json."""
 
@@ -49,7 +49,11 @@ def view_features(features: Callable[[Tensor], Tensor], images: Tensor, *, views
 
 
 def _view(images: Tensor, uniform: Sequence[float]) -> Tensor:
-    """Return the view of ``images`` for five numbers in [0, 1): crop size, crop position, brightness and contrast."""
+    """Return an augmented view of ``images [B,3,H,W]``.
+
+    ``uniform`` contains five numbers in [0, 1), which determine the size of the crop, its vertical and horizontal
+    position, the brightness and the contrast.
+    """
     from torchvision.transforms.v2 import functional  # imported here, because the import takes seconds
 
     crop, top, left, brightness, contrast = uniform
@@ -91,7 +95,8 @@ class ClipFeatures:
         self.tokenizer = tokenizer
         if not hasattr(model.config.vision_config, "image_size"):
             raise ValueError(
-                "the config of the CLIP model has no vision_config.image_size: set it to the side of its input images."
+                "the config of the CLIP model has no vision_config.image_size: add the side of the input images in "
+                "pixels to config.json."
             )
         self.size: int = model.config.vision_config.image_size
         self.mean = torch.tensor(mean, device=model.device).view(1, 3, 1, 1)

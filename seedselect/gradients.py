@@ -17,12 +17,15 @@ def _norm(values: Tensor) -> Tensor:
 
 
 def identity(gradient: Tensor, seeds: Tensor) -> Tensor:
-    """Return the gradient unchanged."""
+    """Return the gradient unchanged; the default gradient transform of SeedSelect."""
     return gradient
 
 
 def clip_norm(gradient: Tensor, seeds: Tensor, max_norm: PositiveFloat = 0.1) -> Tensor:
-    """Scale down each sample's gradient to a norm of at most ``max_norm``, 0.1 in ReNO (Eyring et al. 2024)."""
+    """Scale down each sample's gradient so that its norm is at most ``max_norm``.
+
+    ReNO (Eyring et al. 2024) uses a maximum norm of 0.1.
+    """
     factor = (max_norm / _norm(gradient)).clamp_max(1)
     return gradient * factor.to(gradient.dtype).to(gradient.device)
 

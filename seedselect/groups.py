@@ -63,9 +63,9 @@ def vendi_score(features: Tensor) -> Tensor:
 def dpp_log_det(features: Tensor, jitter: OpenUnitInterval = 1e-3) -> Tensor:
     """Return the log-determinant, <= 0, of the matrix K of cosine similarities of each set ``[...,n,D]`` of n features.
 
-    The log-determinant is the unnormalized log-probability of a determinantal point process (DPP). The log-determinant
-    is 0 for orthogonal features. K is replaced by ``(1 - jitter) K + jitter I``, so that the result is finite for equal
-    features. The result has the shape ``[...]`` and dtype float64.
+    The log-determinant is the unnormalized log-probability of a determinantal point process (DPP). It is larger for
+    more diverse features, and 0 for orthogonal features. K is replaced by ``(1 - jitter) K + jitter I``, so that the
+    log-determinant is finite for equal features. The returned tensor has the shape ``[...]`` and dtype float64.
     """
     similarity = _cosine_similarity(features)
     identity = torch.eye(similarity.shape[-1], dtype=similarity.dtype)
@@ -125,8 +125,8 @@ class ContrastiveReward:
 
     The reward repels the latents of a group from each other and attracts each latent to the latent of its initial seed.
     Two latents are compared patch by patch. Each latent is reduced to ``window`` x ``window`` patches by average
-    pooling, and patches at the same position are compared by their cosine similarity. CNO compares
-    one-step predictions: the clean latents that the network predicts from the seeds in a single call. For CNO, the
+    pooling, and patches at the same position are compared by their cosine similarity. CNO compares one-step
+    predictions: the clean latents that the network predicts from the seeds in a single call. For CNO, the
     ``trajectory`` of :class:`~seedselect.problem.Problem` must return these one-step predictions.
 
     The reward equals the loss in https://github.com/Jecstar66/CNO, commit b54588b, ``latent_diffusion_cno.py``, lines
@@ -150,7 +150,7 @@ class ContrastiveReward:
         if generation.initial_latent is None:
             raise ValueError(
                 "ContrastiveReward needs Generation(initial_latent=...), the latents of the initial seeds: use the "
-                "reward in GroupSelect, which passes them."
+                "reward in GroupSelect, which passes these latents."
             )
         current = self._patches(generation.latents[-1], generation)
         initial = self._patches(generation.initial_latent, generation)
@@ -169,7 +169,7 @@ class ContrastiveReward:
 
 
 def _grouped(values: Tensor, generation: Generation) -> Tensor:
-    """Reshape values of samples ``[B,...]`` to values of groups ``[G,n,...]``."""
+    """Reshape values of samples ``[B,...]`` to values of G groups of n samples, ``[G,n,...]``."""
     return values.unflatten(0, (-1, generation.group_size))
 
 

@@ -125,13 +125,17 @@ class BestSeedTracker:
         quality: Tensor | None = None,
         differentiated: bool = False,
     ) -> Tensor:
-        """Record iteration ``k`` of the samples with the indices ``rows [b]``; return a mask ``[b]``, True to continue.
+        """Record iteration ``k`` of the samples with the indices ``rows [b]``.
 
-        The best seed has the smallest ``criterion [b]``, by default the loss. A sample is not continued if its loss is
-        not finite, if it has converged, or if its ``quality [b]`` is too low. If the quality of a seed is too low, the
-        seed is never the best seed.
+        The best seed of a sample is the seed with the smallest ``criterion [b]``, by default the loss. If the
+        ``quality [b]`` of a seed is more than ``max_quality_loss`` below the quality in iteration 0, the seed is never
+        the best seed.
+
+        Returns:
+            A mask, bool ``[b]``, of the samples whose optimization continues. The optimization of a sample stops if its
+            loss is not finite, if it has converged, or if its quality is too low.
         """
-        loss = loss.cpu().double()  # the copy waits for the device, so that its work is timed
+        loss = loss.cpu().double()  # waits until the device has finished, so that the time includes its work
         criterion = loss if criterion is None else criterion.cpu().double()
         now = time.perf_counter()
         self.seconds[rows] += (now - self.last_time) / len(rows)

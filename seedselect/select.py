@@ -31,7 +31,7 @@ AUTHORS_SCHEDULE = partial(MultiStepLR, milestones=(3,), gamma=0.1)
 
 
 def no_callback(iteration: int, loss: Tensor) -> None:
-    """Do nothing."""
+    """Default callback of the seed optimization, which does nothing."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Iteration:
 
 
 def no_penalty(seeds: Tensor) -> Tensor:
-    """Return zeros ``[B]``."""
+    """Default penalty of :class:`SeedSelect`: return 0 for each of the seeds ``[B,C,h,w]``, as a tensor ``[B]``."""
     return seeds.new_zeros(len(seeds))
 
 
@@ -227,14 +227,20 @@ class SeedSelect:
         return self.loss_and_criterion(generation)[0]
 
     def loss_and_criterion(self, generation: Generation) -> tuple[Tensor, Tensor]:
-        """Return the loss ``[B]`` and the criterion ``[B]``. The best seed is the seed with the smallest criterion."""
+        """Return the loss ``[B]`` and the criterion ``[B]``. The best seed is the seed with the smallest criterion.
+
+        The criterion is the loss or, if ``best_by`` is ``rewards``, the loss without the penalty.
+        """
         losses = [-(weight * reward(generation)) for reward, weight in self._rewards()]
         without_penalty = sum(losses[1:], start=losses[0])
         loss = without_penalty + self.penalty_weight * self.penalty(generation.seeds)
         return loss, loss if self.best_by == "loss" else without_penalty
 
     def quality_of(self, generation: Generation) -> Tensor | None:
-        """Return the quality of each group, ``[G]``, or None if the quality has no limit, as in ``SeedSelect``."""
+        """Return the quality of each of G groups of images, ``[G]``, or None if the quality may decrease without limit.
+
+        ``SeedSelect`` returns None. ``GroupSelect`` overrides this method.
+        """
         return None
 
     def grouped(self, values: Tensor) -> Tensor:

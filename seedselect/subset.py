@@ -52,7 +52,11 @@ class BestSubset(BestOf):
 
     @torch.no_grad()
     def _select(self, candidates: Tensor, problem: Problem, on_iteration: OnIteration) -> Selection:
-        """Return the chosen seeds of each group from ``candidates [B,N,C,h,w]``."""
+        """Choose the seeds of each group from ``candidates [B,N,C,h,w]``, where N is the number of candidates per seed.
+
+        The B samples are groups of n consecutive samples. The n seeds of a group are chosen from its ``N n``
+        candidates.
+        """
         start = time.perf_counter()
         size = self.loss.group_size
         latents, features, values = [], [], []

@@ -1,3 +1,3 @@
 """Tools for developers of this project."""
 
-import experiments  # noqa: F401  # replaces printed characters that the terminal lacks
+import experiments  # noqa: F401  # the import makes `print` replace characters that the terminal cannot display

@@ -33,10 +33,10 @@ from uuid import uuid4
 if TYPE_CHECKING:
     from experiments.rare_concepts.task import RareConceptsExperiment
 
-HEARTBEAT_S = 0.2
-LEASE_TIMEOUT_S = 2.0
-EXIT_TIMEOUT_S = 60.0
-RUN_ID_ENV = "CHAOS_RUN_ID"
+HEARTBEAT_S = 0.2  # interval in seconds at which a process writes a heartbeat file, to show that it is alive
+LEASE_TIMEOUT_S = 2.0  # time in seconds without a heartbeat after which a process counts as dead
+EXIT_TIMEOUT_S = 60.0  # time in seconds within which the other processes must exit, in addition to the time of a run
+RUN_ID_ENV = "CHAOS_RUN_ID"  # environment variable that identifies the processes of a run
 EXIT_MESSAGES = (
     "error: another process of this run has died",  # printed by this project
     "Signal 9 (SIGKILL) received by PID",  # printed by torchrun
@@ -73,6 +73,7 @@ class Summary:
 
 
 def unit_content(name: str) -> str:
+    """Return the correct content of the file that the unit of work ``name`` writes."""
     return hashlib.sha256(name.encode()).hexdigest()
 
 

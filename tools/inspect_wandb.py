@@ -141,7 +141,10 @@ def main() -> None:
     files = (path for path in folder.glob("**/*run-*/run-*.wandb") if path.is_file())
     paths = sorted(files, key=lambda path: path.parent.name)
     if not paths:
-        sys.exit(f"error: {folder} contains no W&B run: run with logger=wandb logger.wandb.offline=true.")
+        sys.exit(
+            f"error: {folder} contains no W&B run: give the folder of a run that was started with logger=wandb "
+            "logger.wandb.offline=true."
+        )
     try:
         print("\n\n".join(map(summarize, paths)), flush=True)
     except BrokenPipeError:  # a program that reads the output, such as `head`, has closed the pipe

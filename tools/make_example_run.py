@@ -18,7 +18,9 @@ from experiments.config.project import PROJECT
 
 CONCEPTS = ("volcano", "steaming bowl", "tram", "basketball", "shortcake")
 REMOVED_ARMS = ("seedselect_ddim", "seedselect_ours")
+"""Arms (pipelines) of ``experiment=rare_concepts`` that are not part of the example run."""
 FILES = ("results.json", "samples.parquet", "table.md")
+"""Files of the run that are copied, in addition to the config and the images."""
 SOURCE = PROJECT / "runs" / "example_run"
 TARGET = PROJECT / "assets" / "example_run"
 

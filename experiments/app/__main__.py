@@ -97,7 +97,7 @@ def build_context(config: DictConfig) -> AppContext:
     quiet_libraries()
 
     device = resolve_device(settings.device)
-    example_files(settings.examples)  # raises ValueError before the model is loaded if there are no examples
+    example_files(settings.examples)  # raises ValueError if there are no examples; called before the model is loaded
     info = read_checkpoint_info(config.model.path)
     method = instantiate(config.method)
     check_method(method)

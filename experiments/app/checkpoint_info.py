@@ -21,10 +21,10 @@ WORD = re.compile(r"[^\W_]+")
 
 @dataclass(frozen=True)
 class MeasuredEdits:
-    """Edits of an example drawing for which measurements show that the edit works.
+    """Edits of an example drawing. Measurements have shown that these edits work.
 
     Attributes:
-        image_id: number of the drawing in the table of examples.
+        image_id: value of the column ``image_id`` of the drawing in the table of examples.
         prompt: prompt of the drawing.
         edited_prompts: dict that maps the text of a button to an edited prompt. The page shows the first edit with the
             example.
@@ -59,7 +59,10 @@ class CheckpointInfo:
         return [word for word in WORD.findall(prompt) if word.lower() not in vocabulary]
 
     def mark_unknown_words(self, prompt: str) -> str:
-        """Return a sentence and ``prompt`` with its unknown words marked, as HTML; empty if no word is unknown."""
+        """Return HTML with ``prompt``, its unknown words marked, and a sentence about them.
+
+        Unknown words do not occur in the training captions. If no word is unknown, the returned string is empty.
+        """
         unknown = self.unknown_words(prompt)
         if not unknown:
             return ""

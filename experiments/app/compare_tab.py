@@ -57,6 +57,7 @@ CSS = """
 #compare-references { max-width: 360px; }
 """
 MAX_METHODS = 3
+"""Maximum number of methods whose images are shown next to each other."""
 EXAMPLE_RUN = "assets/example_run"
 """Folder of the example run, which visitors rate if ``run`` is null; relative to the root of the repository."""
 EXAMPLE_TEXT = (
@@ -105,7 +106,7 @@ def open_session(settings: Settings) -> RatingSession:
     unknown = [name for name in selected if name not in available]
     if unknown:
         raise ValueError(f"methods: the run has no method {unknown[0]!r}; choose from {', '.join(available)}.")
-    build_questions(items, selected, "test")  # ValueError if the methods have no item in common
+    build_questions(items, selected, "test")  # raises ValueError if no item has an image of every selected method
     try:
         references = read_references(run, items)
     except (ValueError, OSError) as error:
@@ -213,7 +214,10 @@ def _ratings(session: RatingSession, rater: str) -> Ratings:
 
 
 def _show_question(session: RatingSession, rater: str, methods: tuple[str, ...]) -> tuple:
-    """Return the component updates that show the next unanswered question, or a message if all are answered."""
+    """Return the component updates that show the rater's next unanswered question.
+
+    If all questions are answered, the updates show a message instead.
+    """
     questions = build_questions(session.items, methods, rater)
     ratings = _ratings(session, rater)
     remaining = ratings.unanswered(questions)
@@ -235,7 +239,10 @@ def _show_question(session: RatingSession, rater: str, methods: tuple[str, ...])
 
 
 def _question_text(session: RatingSession, item: Item) -> tuple[str, str]:
-    """Return the question about an item, and HTML with the item's input image or with references of the concept."""
+    """Return the question about an item (the images of several methods for one prompt), and HTML with images.
+
+    The HTML shows the input image of the item or references of its concept. It is empty if there are neither.
+    """
     images: list[CaptionedImage] = []
     compared_with = ""
     if item.input is not None:
@@ -254,7 +261,7 @@ def _results(session: RatingSession, folder: Path) -> tuple:
     ratings = read_ratings([session.ratings])
     of_run = ratings[ratings["run"] == session.run] if "run" in ratings else ratings
     if of_run.empty:
-        raise ValueError("there are no ratings of this run yet.")
+        raise ValueError("there are no ratings of this run yet: rate an image first.")
     path = folder / "ratings.parquet"
     atomic_write(path, of_run.assign(shown=[list(shown) for shown in of_run["shown"]]).to_parquet)
     return preference_table(of_run), gr.update(value=str(path), interactive=True)

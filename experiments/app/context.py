@@ -18,7 +18,9 @@ from rnri.validation import ConfigError
 from seedselect import ClipFeatures, SeedSelect
 
 DISTILLED_STEPS = 4
+"""Default number of sampling steps of distilled models."""
 DEFAULT_STEPS = 20
+"""Default number of sampling steps of all other models."""
 DISTILLED_GUIDANCE_MAX = 2.0
 """A model with a default guidance scale below this threshold is assumed to be distilled for few steps."""
 
@@ -73,7 +75,7 @@ class AppContext:
 
     @cached_property
     def edit_examples(self) -> list[Example]:
-        """Examples of the tab Edit: drawings with edits that are known to work, or else the example images."""
+        """Examples of the tab Edit: the drawings in ``info.edits``, or the example images if there are no drawings."""
         measured = read_measured_examples(self.examples_from, self.info.edits, self.model.image_size, self.limits)
         return measured or self.examples
 
@@ -92,7 +94,7 @@ def check_method(method: Inverter) -> None:
 
 
 def default_steps(default_guidance: float) -> int:
-    """Return the default number of sampling steps of a model from its default guidance scale."""
+    """Return the default number of sampling steps of a model whose default guidance scale is ``default_guidance``."""
     return DISTILLED_STEPS if default_guidance < DISTILLED_GUIDANCE_MAX else DEFAULT_STEPS
 
 

@@ -22,7 +22,10 @@ VARIANTS: Mapping[str, EditSettings] = {
     "default": {"cross": 0.4, "self_attention": 0.4, "share": 0.2},
     "close to the prompt": {"cross": 0.0, "self_attention": 0.0, "share": 0.05},
 }
-"""Edit settings of the variants of an edit: fractions of the sampling steps that use the source image's attention."""
+"""Edit settings of the three variants of an edit, by the name of the variant.
+
+The values are the fractions of the sampling steps that use the attention of the source image.
+"""
 YOUR_IMAGE = "Your image"
 RECONSTRUCTION = "Reconstruction"
 DIFFERENCE = "Difference"
@@ -32,7 +35,15 @@ COMPARISONS = (YOUR_IMAGE, RECONSTRUCTION, DIFFERENCE)
 
 @dataclass(frozen=True)
 class EditStep:
-    """An edited image, and the prompt and the settings with which the image was generated."""
+    """An edited image, and the prompt and the settings with which the image was generated.
+
+    Attributes:
+        digest: hash of the seed (:attr:`experiments.app.edits.Seed.digest`).
+        prompt: the edited prompt.
+        settings: the edit settings by name.
+        reconstruction: image that is generated from the seed with the prompt of the source image.
+        edited: image that is generated from the seed with the edited prompt.
+    """
 
     digest: str
     prompt: str
@@ -76,7 +87,11 @@ class EditSession:
         return dataclasses.replace(self, step=generate(context, self.seed, prompt, settings))
 
     def remember(self) -> EditSession:
-        """Append the displayed edit to the history, unless it is the last edit of the history."""
+        """Return a session whose history ends with the displayed edit.
+
+        If no edit is displayed, or the displayed edit is already the last edit of the history, the session is returned
+        unchanged.
+        """
         if self.step is None or (self.history and self.history[-1] is self.step):
             return self
         return dataclasses.replace(self, history=(*self.history, self.step))
@@ -95,11 +110,15 @@ class EditSession:
         """
         history = self.history[:-1] if self.history and self.history[-1] is self.step else self.history
         if not history:
-            raise ValueError("there is no earlier edit.")
+            raise ValueError("there is no earlier edit: only edits that this page has shown can be undone.")
         return dataclasses.replace(self, step=history[-1], history=history)
 
     def compared_image(self, comparison: str) -> Image.Image | None:
-        """Return the image to show next to the edited image, or None if the session has no image."""
+        """Return the image to show next to the edited image, or None if the session has no image.
+
+        ``comparison`` is one of ``COMPARISONS``: the source image, its reconstruction, or the absolute difference
+        between the source image and the edited image. If no edit is displayed, the source image is returned.
+        """
         if self.step is None:
             return self.image
         original = self.image or self.step.reconstruction  # the file of a seed may contain no image

@@ -31,6 +31,7 @@ from experiments.app.uploads import enlarge
 from experiments.app.widgets import EXCLUSIVE, LATEST_ONLY, NO_PROGRESS, PROGRESS, step_title, upload_box
 
 NUM_SUGGESTIONS = 5
+"""Number of buttons with suggested edits."""
 SIDE_BY_SIDE = "Side by side"
 SLIDER = "Slider"
 VIEWS = (SIDE_BY_SIDE, SLIDER)
@@ -380,7 +381,10 @@ class EditTab:
         return {} if saved is None else self._view(saved, comparison, saved.seed.prompt)
 
     def _saved_session(self, digest: str, prompt: str, settings: EditSettings) -> EditSession | None:
-        """Return a session with the edit of ``prompt`` for a stored seed, or None if the seed is deleted."""
+        """Return a session that displays the edit with ``prompt`` of the stored seed with the hash ``digest``.
+
+        If the file of the seed is deleted, return None.
+        """
         for example in self.example_sessions.values():
             if example.seed.digest == digest:
                 return example.render(self.context, prompt, settings).remember()
@@ -431,7 +435,10 @@ class EditTab:
         return {name: DEFAULT_SETTINGS[name] for name in self.names}
 
     def _named(self, settings: Sequence[Any]) -> dict[str, Any]:
-        """Return the settings by name. The value of a Textbox that the visitor has not changed is None."""
+        """Return the values of the edit settings by name.
+
+        Gradio reports None for a Textbox that the visitor has not changed; None is replaced by the default value.
+        """
         pairs = zip(self.names, settings, strict=True)
         return {name: DEFAULT_SETTINGS[name] if value is None else value for name, value in pairs}
 

@@ -60,7 +60,7 @@ class Seed:
 
     @property
     def prompts(self) -> tuple[str, ...]:
-        """The prompt as a list with one element."""
+        """The prompt of the seed, as a tuple with one element."""
         return (self.prompt,)
 
     @property
@@ -110,7 +110,8 @@ def invert_image(
     """
     _check_prompt(prompt)
     with context.lock, warnings.catch_warnings():
-        # the warning does not apply, because edit_image replaces the scheduler
+        # rnri.invert warns that a pipeline call with the pipeline's own scheduler does not regenerate the image. The
+        # warning does not apply, because edit_image replaces the scheduler.
         warnings.filterwarnings("ignore", message="a plain call of the pipeline with its scheduler")
         inversion = rnri.invert(
             context.model.pipeline,
@@ -170,9 +171,10 @@ def edit_config(
 
 
 def _config_class(family: Family) -> type:
-    """Return the class of the edit settings of ``family``.
+    """Return the class of the edit settings of models of ``family``.
 
-    For a family without an attention editor, the result is ``Injection``: the page opens, and an edit raises an error.
+    For a family without an attention editor, ``Injection`` is returned, so that the page opens. An edit with such a
+    model raises an error.
     """
     try:
         return family.attention_editor().config_class

@@ -14,7 +14,7 @@ from experiments.app.context import AppContext
 from experiments.app.uploads import read_image
 
 PAIRS = ((("fox", 0), ("fox", 2)), (("fox", 0), ("owl", 0)), (("fox", 1), ("eagle", 1)))
-"""Pairs of drawings: for each of the two drawings, its concept and its index among the drawings of the concept."""
+"""Pairs of drawings. A drawing is given by its concept and by its index among the drawings of the concept."""
 RARE_CONCEPTS = ("volcano", "steaming bowl", "tram", "basketball", "shortcake", "water wave")
 """Rare concepts of the emoji corpus.
 

@@ -52,6 +52,7 @@ The CSS rules are in the head of the page, because Gradio removes media queries 
 """
 DESCRIPTION = "Invert images to seeds of a diffusion model, then edit, interpolate, average and optimize them."
 MAX_FILE_AGE_S = 3600
+"""Age in seconds at which uploads and generated images are deleted."""
 CLEANUP_INTERVAL_S = 600
 """Interval in seconds at which Gradio deletes uploads and generated images that are older than ``MAX_FILE_AGE_S``."""
 
@@ -84,8 +85,9 @@ def serve(page: gr.Blocks, *, host: str, port: int, max_upload_bytes: int) -> No
     Raises:
         OSError: the port is in use.
     """
-    # If a file exceeds Gradio's size limit, Gradio shows only "Error". Therefore Gradio's limit is higher than the
-    # limit of the page, and the page shows the reason.
+    # If an upload exceeds Gradio's size limit, Gradio shows only "Error", without a reason. Therefore Gradio's limit is
+    # four times the limit of the page. The page rejects an upload above its own limit with a message that states the
+    # reason.
     page.launch(
         server_name=host,
         server_port=port,

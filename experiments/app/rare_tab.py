@@ -48,7 +48,8 @@ SCROLL_TO_RESULTS_JS = """() => {
 class RunState:
     """State that the buttons Optimize and Stop share: the optimization stops when ``active`` is False.
 
-    Gradio's option ``cancels`` is not used, because every output shows "Error" after an iteration is interrupted.
+    Gradio's option ``cancels`` is not used, because it interrupts a running iteration, and every output then shows
+    "Error".
     """
 
     active: bool = False
@@ -145,7 +146,10 @@ def _finish(run: RunState) -> tuple:
 def _tab_selected(
     context: AppContext, plain: PlainSamples | None, references: Sequence[Image.Image], prompt: str
 ) -> tuple:
-    """Show plain samples for the prompt of the initial references when the tab is opened for the first time."""
+    """Return the updates that show plain samples when the tab is opened for the first time.
+
+    Plain samples are images that are generated from random seeds with the prompt of the initial references.
+    """
     if plain is None and references and prompt.strip():
         return _sample_plain(context, plain, references, prompt)
     return (gr.skip(),) * 5
@@ -154,7 +158,10 @@ def _tab_selected(
 def _images_changed(
     context: AppContext, plain: PlainSamples | None, references: Sequence[Image.Image], prompt: str
 ) -> tuple:
-    """Remove the results for the previous references. If there are references and a prompt, show plain samples."""
+    """Return the updates that remove the results for the previous references.
+
+    If there are references and a prompt, the updates also show plain samples (images from random seeds).
+    """
     if references and prompt.strip():
         return *_sample_plain(context, plain, references, prompt), "", ""
     return plain, gr.update(visible=False), "", "", gr.update(visible=False), "", ""
@@ -163,9 +170,9 @@ def _images_changed(
 def _sample_plain(
     context: AppContext, plain: PlainSamples | None, references: Sequence[Image.Image], prompt: str
 ) -> tuple:
-    """Show the plain samples of ``prompt``, and hide the results of SeedSelect.
+    """Return the updates that show the plain samples of ``prompt``, and hide the results of SeedSelect.
 
-    The plain samples are generated unless ``plain`` contains the samples of ``prompt``.
+    Plain samples are images from random seeds. They are generated unless ``plain`` contains the samples of ``prompt``.
     """
     check_inputs(prompt, references)
     prompt = prompt.strip()
@@ -196,7 +203,10 @@ def _captions(
     references: Sequence[Image.Image],
     losses: Sequence[float] | None,
 ) -> list[str]:
-    """Return one caption per image, with the loss of the image if ``losses`` is not None, and the nearest reference."""
+    """Return one caption per image, which contains the nearest reference and whether the image is a copy.
+
+    If ``losses`` is not None, the caption also contains the loss of the image.
+    """
     nearest = nearest_references(context, images, references)
     captions = ["" if nearest is None else nearest[k].text for k in range(len(images))]
     if losses is None:

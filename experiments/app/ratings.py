@@ -24,10 +24,11 @@ from experiments.cache.atomic import atomic_write, finished_files
 from experiments.reporting.human_ratings import TIE
 
 RESULT_TENSORS = ("edited", "reconstructions", "images")
-"""Names of the tensors that can contain the result images of a unit.
+"""Names of the tensors that can contain the result images in the file of a unit.
 
-Raters compare the images of the first of these tensors that the unit contains. If the compared tensor is not
-``images``, then ``images`` contains the input images.
+The file of a unit contains the results of one method for one concept or for one batch of images. Raters compare the
+images of the first of these tensors that the file contains. If the compared tensor is not ``images``, then ``images``
+contains the input images.
 """
 MAX_SHOWN_REFERENCES = 3
 """Maximum number of reference images that are shown with a question."""
@@ -36,7 +37,7 @@ RATER_NAME = re.compile(r"[\w .@-]{1,60}")
 
 @dataclass(frozen=True)
 class ImageRef:
-    """An image on disk: the entry with the index ``row`` of the tensor ``tensor`` in the file of a unit."""
+    """An image on disk: the entry with the index ``row`` of the tensor ``tensor`` in the safetensors file ``file``."""
 
     file: Path
     tensor: str
@@ -69,7 +70,10 @@ class Item:
 
 @dataclass(frozen=True)
 class Question:
-    """An item that is shown to a rater. ``order`` contains the methods of the images from left to right."""
+    """The images of several methods for one prompt (an item), which are shown to a rater.
+
+    ``order`` contains the methods of the images from left to right.
+    """
 
     item: Item
     order: tuple[str, ...]
@@ -81,6 +85,8 @@ class Question:
 
 def read_run(folder: str | Path) -> list[Item]:
     """Read the items of a finished run for which at least two methods have an image.
+
+    An item consists of the images of several methods for the same prompt and input.
 
     Raises:
         ValueError: ``folder`` is not the folder of a finished run, or no item has images of two methods.
@@ -99,12 +105,18 @@ def read_run(folder: str | Path) -> list[Item]:
                 item.images[method] = image
     comparable = [items[name] for name in sorted(items) if len(items[name].images) > 1]
     if not comparable:
-        raise ValueError(f"run: {folder} has no image for which two methods can be compared.")
+        raise ValueError(
+            f"run: {folder} has no image for which two methods can be compared: give the folder of a run with at least "
+            "two methods."
+        )
     return comparable
 
 
 def _unit_files(units: Path) -> dict[str, list[Path]]:
-    """Return the files of all units, by method. A method with several settings has one entry per setting."""
+    """Return the files with the results of each method, by the name of the method.
+
+    A method that was run with several settings has one entry per setting.
+    """
     files = {}
     for method in sorted(path for path in units.glob("*") if path.is_dir()):
         folders = sorted(path for path in method.iterdir() if finished_files(path, "*.safetensors"))
@@ -115,7 +127,11 @@ def _unit_files(units: Path) -> dict[str, list[Path]]:
 
 
 def _read_unit(file: Path) -> list[tuple[str, str, str, ImageRef, ImageRef | None]]:
-    """Return item name, concept, prompt, result image and input image for each finite result image of a unit."""
+    """Read a file with results of one method, and describe each result image without NaN and infinite pixels.
+
+    Returns:
+        For each result image: name of the item, concept, prompt, result image, and input image or None.
+    """
     try:
         with safe_open(file, framework="pt") as unit:
             metadata = unit.metadata() or {}
@@ -147,9 +163,9 @@ def _read_unit(file: Path) -> list[tuple[str, str, str, ImageRef, ImageRef | Non
 
 
 def _sample_records(metadata: dict[str, str]) -> list[dict]:
-    """Return the records of the samples of a unit.
+    """Return the records of the samples (generated images) from the metadata of a file with results.
 
-    If a unit has records, its images are only the samples that are finite.
+    If there are records, the file contains only the images of the samples whose record has ``finite`` True.
     """
     record = json.loads(metadata.get("record", "{}"))
     return record.get("samples", []) if isinstance(record, dict) else []
@@ -207,7 +223,10 @@ def build_questions(items: Sequence[Item], methods: Sequence[str], rater: str) -
     random = np.random.default_rng(list(key))
     common = [item for item in items if all(method in item.images for method in methods)]
     if not common:
-        raise ValueError(f"methods: {', '.join(methods)} have no items in common; choose other methods.")
+        raise ValueError(
+            f"methods: {', '.join(methods)} have no items in common (images for the same prompt and input); choose "
+            "other methods."
+        )
     orders = list(itertools.permutations(sorted(methods)))
     return [Question(common[k], orders[random.integers(len(orders))]) for k in random.permutation(len(common))]
 
@@ -280,7 +299,7 @@ class Ratings:
         """
         table = self.table()
         if table.empty:
-            raise ValueError("there is no answer to undo.")
+            raise ValueError("there is no answer to undo: answer a question first.")
         remaining = table.iloc[:-1]
         if remaining.empty:
             self.path.unlink()

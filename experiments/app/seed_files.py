@@ -20,10 +20,12 @@ from experiments.app.edits import Seed
 from rnri.seed_file import read_seed_file, write_seed_file
 
 MAX_FILE_AGE_S = 3600
-"""Age in seconds at which files in the folder for downloads are deleted. Gradio serves downloads from its cache."""
+"""Age in seconds at which files in the folder for downloads are deleted.
 
-
+A download does not need these files, because Gradio serves downloads from its own cache.
+"""
 DIGEST = re.compile(r"[0-9a-f]{64}")
+"""Pattern of the SHA-256 hash of a seed."""
 
 
 def delete_old_files(folder: Path) -> None:
@@ -88,7 +90,10 @@ def read_seed(path: str | Path, context: AppContext, *, name: str = "") -> Seed:
     path = Path(path)
     name = name or path.name
     if path.stat().st_size > context.limits.max_bytes:
-        raise ValueError(f"{name} is larger than {context.limits.max_bytes / 1e6:g} MB and not a seed file.")
+        raise ValueError(
+            f"{name} is larger than {context.limits.max_bytes / 1e6:g} MB and not a seed file; choose a file that this "
+            "page or PipelineInversion.save wrote."
+        )
     try:
         tensors, settings = read_seed_file(path)
         inversion = rnri.load(path) if "z0" in tensors else None
@@ -124,11 +129,17 @@ def _check(seed: Seed, context: AppContext, name: str) -> None:
     expected = tuple(context.model.family.pack(torch.zeros(1, *context.model.latent_shape)).shape)
     shape = tuple(seed.latents.shape)
     if shape != expected or seed.image_size != context.model.image_size:
-        raise ValueError(f"{name} has a seed of shape {shape}, but the model needs {expected}.")
+        raise ValueError(
+            f"{name} has a seed of shape {shape} for images of {seed.image_size} pixels, but the model needs "
+            f"{expected} for {context.model.image_size}; start the page with the model of the seed."
+        )
     if not seed.latents.is_floating_point() or not seed.latents.isfinite().all():
         raise ValueError(f"{name} has a seed that is not finite; invert its image again.")
     timesteps = context.model.schedule(seed.steps).timesteps
     if seed.inversion is not None and not torch.equal(seed.inversion.timesteps.cpu(), timesteps.cpu()):
-        raise ValueError(f"{name} has other timesteps than the model of the page; use the seed's scheduler.")
+        raise ValueError(
+            f"{name} has other timesteps than the model of the page; start the page with the scheduler "
+            f"{seed.scheduler} and the settings of the seed's model."
+        )
     if not 1 <= seed.guidance < float("inf"):
-        raise ValueError(f"{name} has guidance {seed.guidance:g}; must be >= 1.")
+        raise ValueError(f"{name} has the guidance scale {seed.guidance:g}; must be >= 1: invert the image again.")

@@ -96,7 +96,8 @@ def invert_batch(context: AppContext, images: Sequence[Image.Image], prompts: Se
         ValueError: a seed is not finite, or ``rnri.invert`` raised an error.
     """
     with warnings.catch_warnings():
-        # the warning does not apply, because the page does not sample with the scheduler of the pipeline
+        # rnri.invert warns that a pipeline call with the pipeline's own scheduler does not regenerate the image. The
+        # warning does not apply, because the page does not sample with the scheduler of the pipeline.
         warnings.filterwarnings("ignore", message="a plain call of the pipeline with its scheduler")
         inversion = rnri.invert(
             context.model.pipeline,
@@ -207,7 +208,10 @@ def _detail(image: Image.Image) -> float:
 
 
 def _compare(value: float, reference: float) -> str:
-    """Return ``value`` as a percentage of ``reference``, for example ``77 % of``."""
+    """Return ``value`` as a percentage of ``reference``, for example ``77 % of``.
+
+    If ``reference`` is 0, return ``not comparable with``.
+    """
     return f"{100 * value / reference:.0f} % of" if reference else "not comparable with"
 
 

@@ -17,12 +17,13 @@ from torch import Tensor
 from experiments.app.checkpoint_info import MeasuredEdits
 from rnri.images import fit
 
-pillow_heif.register_heif_opener()  # photos from phones are HEIC files
+pillow_heif.register_heif_opener()  # lets PIL open HEIC files, in which phones store photos
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".heic", ".heif")
 MIN_DISPLAY_SIZE = 384
 """Images with fewer than ``MIN_DISPLAY_SIZE`` pixels per side are enlarged when the page displays them."""
 MAX_EXAMPLES = 12
+"""Maximum number of example images that the page shows."""
 DRAFT_FACTOR = 2
 """Large JPEG files are decoded at a reduced size that is at least ``DRAFT_FACTOR`` times the model's image size."""
 
@@ -187,7 +188,10 @@ def _read_edits(image: Path) -> dict[str, str]:
 def read_measured_examples(
     source: str | Path | None, edits: Sequence[MeasuredEdits], size: tuple[int, int], limits: UploadLimits
 ) -> list[Example]:
-    """Return the drawings of the table ``source`` to which ``edits``, from the file of a checkpoint, apply."""
+    """Return the drawings of the table ``source`` for which ``edits`` contains edits, with these edits.
+
+    The list is empty if ``source`` is None or not a table.
+    """
     if source is None or Path(source).suffix != ".parquet":
         return []
     table = pd.read_parquet(source, columns=["image_id", "image"]).set_index("image_id")

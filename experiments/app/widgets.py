@@ -17,12 +17,16 @@ from experiments.app.seeds import add_prompt_lines
 from experiments.app.uploads import enlarge
 
 EXCLUSIVE = {"concurrency_id": "model", "concurrency_limit": 1}
-"""Options of events that run a network: over all visitors, only one of these events runs at a time."""
+"""Options of events that run a network. Only one of these events runs at a time, among the events of all visitors."""
 NO_PROGRESS = {"show_progress": "hidden"}
+"""Options of events for which Gradio shows no progress indicator."""
 LATEST_ONLY = {"trigger_mode": "always_last", **EXCLUSIVE, **NO_PROGRESS}
 """Options of events that can arrive faster than the page processes them: only the latest waiting event is processed."""
 PROGRESS = gr.Progress()
-"""Default value of an argument of event handlers. Gradio replaces the value by the progress bar of the call."""
+"""Default value of the argument ``progress`` of event handlers.
+
+When Gradio calls a handler, it replaces the value by the progress bar of the call.
+"""
 
 
 def step_title(number: int, text: str) -> gr.HTML:

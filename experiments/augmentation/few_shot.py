@@ -16,6 +16,7 @@ from experiments.finite import NonFiniteError
 from rnri.validation import dataclass, first_line
 
 LABEL_SMOOTHING = 0.1
+"""Label smoothing of the cross-entropy loss."""
 
 
 @dataclass(frozen=True)

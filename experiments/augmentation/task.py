@@ -34,14 +34,14 @@ from experiments.runtime.unit_queue import CachedUnitDataModule, Stage
 from rnri.validation import dataclass
 
 REFERENCES_ONLY = "references only"
-PREDICTION_BYTES = 8
+PREDICTION_BYTES = 8  # size in bytes of the stored label of one test image, an int64
 
 Training = tuple[str, int]
 """Identifies the training of one classifier: the name of the method, and the index of the training, from 0."""
 
 
 class TrainingJobs(CachedUnitDataModule):
-    """Data loader of the trainings that are not finished: the predicted labels of the classifier are not on disk."""
+    """Lightning data module of the classifier trainings whose predicted labels are not on disk yet."""
 
     unit_noun = "classifier"
 
@@ -92,6 +92,7 @@ class TrainingStage:
 
     @property
     def methods(self) -> list[str]:
+        """Names of the compared methods. The first method trains on the reference images only."""
         return [REFERENCES_ONLY, *self.context.arms]
 
     @property

@@ -33,7 +33,9 @@ class DiversityArm(Arm):
         if self.inverter is not None:
             raise ConfigError("inverter", "must be null, because the initial seeds of the experiment are random.")
         if self.one_step and self.select is None:
-            raise ConfigError("one_step", "must be false without select, because there is no optimization.")
+            raise ConfigError(
+                "one_step", "must be false without select, because no seed is optimized if select is null."
+            )
 
     @property
     def _backward_cost(self) -> int:
@@ -41,7 +43,12 @@ class DiversityArm(Arm):
         return 0 if self.stop_gradient else BACKWARD_COST
 
     def nfe(self, steps: int, forwards: Tensor, backwards: Tensor) -> Tensor:
-        """Return the number of network evaluations per image, see :meth:`Arm.nfe`."""
+        """Return the number of network evaluations per image, including the final sampling.
+
+        A backward pass counts as two evaluations. If ``one_step`` and ``stop_gradient`` are true, a backward pass needs
+        no evaluation. ``forwards`` and ``backwards`` are the numbers of forward and backward passes of the seed
+        optimization of each image.
+        """
         if not self.one_step:
             return super().nfe(steps, forwards, backwards)
         return batch_multiplier(self.guidance_of_sampling) * (forwards + self._backward_cost * backwards + steps)

@@ -153,7 +153,10 @@ def write_report(
 
 
 def arm_row(method: str, concepts: Sequence[Mapping[str, Any]], seed: int) -> dict[str, Any]:
-    """Return the mean over ``concepts`` of each metric, with a 95 % confidence interval of bootstrapped concepts."""
+    """Return the mean over ``concepts`` of each metric, with a 95 % confidence interval.
+
+    The confidence interval is computed by a bootstrap that resamples concepts.
+    """
     row: dict[str, Any] = {"method": method, "nfe": sum(each["nfe"] for each in concepts) / len(concepts)}
     for column in VALUES:
         row |= _with_interval(column.key, [each[column.key] for each in concepts], seed)
@@ -161,7 +164,7 @@ def arm_row(method: str, concepts: Sequence[Mapping[str, Any]], seed: int) -> di
 
 
 def pair_rows(groups: Mapping[str, Sequence[ImageGroup]], seed: int) -> list[dict[str, Any]]:
-    """Return the mean differences of the metrics between each two pipelines (arms), with 95 % confidence intervals.
+    """Return the mean difference of each metric for each pair of pipelines (arms), with 95 % confidence intervals.
 
     The bootstrap of a confidence interval resamples the same concepts for both pipelines.
     """

@@ -154,11 +154,14 @@ def _read_edit(path: Path, key: str, entry: dict[str, Any]) -> BenchmarkEdit:
         if not isinstance(value, str) and not (name in OPTIONAL_TEXTS and value is None):
             raise ValueError(f"edit {key} of {path}: {name} must be a string, got {value!r:.60}; copy the file again.")
     if str(entry["editing_type_id"]) not in map(str, range(len(KINDS))):
-        raise ValueError(f"edit {key} of {path}: editing_type_id must be in 0 to 9, got {entry['editing_type_id']!r}.")
+        raise ValueError(
+            f"edit {key} of {path}: editing_type_id must be in 0 to 9, got {entry['editing_type_id']!r}; copy the file "
+            "again."
+        )
     try:
         mask = decode_mask(entry["mask"])
     except (ValueError, OverflowError) as error:
-        raise ValueError(f"edit {key} of {path}: invalid mask ({first_line(error)}).") from None
+        raise ValueError(f"edit {key} of {path}: invalid mask ({first_line(error)}); copy the file again.") from None
     target = entry.get("target_image_path")
     return BenchmarkEdit(
         key=key,

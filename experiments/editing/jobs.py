@@ -22,7 +22,10 @@ from rnri.editing import Editor, Injection, PromptToPrompt, edit_config_class
 
 SOURCE_IMAGE = "source image"
 GROUND_TRUTH = "ground truth"
-"""Names of the reference methods, which return the unedited source image or the ground-truth image of the benchmark."""
+"""``SOURCE_IMAGE`` and ``GROUND_TRUTH`` are the names of two reference methods, which do not edit images.
+
+The reference methods return the source image and the ground-truth image of the benchmark.
+"""
 
 PROMPT_SWAP = "prompt_swap"
 NATIVE = "native"
@@ -62,8 +65,15 @@ class EditingModel:
 class EditJob:
     """One method that is applied to a batch of edits with one model and with each of ``edit_methods``.
 
-    The results of a job are stored as one unit, which a resumed run does not compute again. ``method`` and ``model``
-    are None for the two reference methods, which return the source image or the ground truth.
+    The results of a job are stored as one unit, which a resumed run does not compute again.
+
+    Attributes:
+        name: name of the method.
+        method: the inversion method or editor; None for the reference methods, which return the source image or the
+            ground truth.
+        edit_methods: names of the edit methods; each edit method generates one image per edit.
+        model: the text-to-image model; None for the reference methods.
+        edits: the edits of the batch.
     """
 
     name: str
@@ -83,7 +93,7 @@ class EditJob:
 
     @property
     def folder_key(self) -> str:
-        """Key of the folder in which the results are stored. Jobs that differ only in their edits have the same key."""
+        """String that identifies the folder for the results. Jobs that differ only in their edits share a folder."""
         return f"{self.name}\n{'' if self.model is None else self.model.name}\n{self.edit_methods}"
 
     @property
@@ -116,7 +126,7 @@ class EditJob:
 
 
 def edit_key(edit: BenchmarkEdit) -> str:
-    """Return a string that identifies an edit by its prompts, its mask and the content of its image files."""
+    """Return a string that changes if the prompts, the mask or an image file of an edit changes."""
     files = [path.read_bytes() for path in (edit.image, edit.target_image) if path is not None]
     parts = [edit.source.encode(), edit.target.encode(), str(edit.concept).encode(), edit.mask.tobytes(), *files]
     return "\n".join([edit.key, *(hashlib.sha256(part).hexdigest() for part in parts)])

@@ -90,9 +90,9 @@ def edit_table(rows: Rows) -> Table:
 
 
 def pair_tables(pairs: Rows) -> list[Table]:
-    """Return a list with the table of differences from the baseline method.
+    """Return the table of the differences between each method and the baseline method, as a list with one element.
 
-    If ``pairs`` is empty, the list is empty.
+    The list is empty if ``pairs``, the rows of the table, is empty.
     """
     if not pairs:
         return []

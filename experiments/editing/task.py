@@ -282,7 +282,10 @@ class EditingExperiment(ResumableRun):
         }
 
     def _model_settings(self, model: EditingModel | None) -> dict[str, Any]:
-        """Return the settings of a model on which its results depend, because they are part of the cache key."""
+        """Return the settings on which the results of ``model`` depend, as a part of the cache key of the results.
+
+        If ``model`` is None, the results are those of a reference method, which depend only on the image size.
+        """
         if model is None:
             return {"size": list(self.models[0].model.image_size)}
         return {
@@ -293,7 +296,7 @@ class EditingExperiment(ResumableRun):
         }
 
     def dependencies(self) -> dict[str, Any]:
-        """Return the settings on which all results depend, because they are part of the cache key of the results.
+        """Return the settings on which all results depend, as a part of the cache key of the results.
 
         The batch size is included, because the results of one batch are stored together.
         """

@@ -1,8 +1,9 @@
 """Metrics of the background and of the edited region of an image, as in PIE-Bench and with corrected definitions.
 
-The code of PIE-Bench sets the pixels outside the region to 0 in both images and averages the error over all pixels. In
-PIE-Bench, pixels outside the region therefore have no error, so that a smaller region has a better score. The corrected
-definitions average the error only over the pixels of the region.
+A region is either the background or the edited part of an image. The code of PIE-Bench sets the pixels outside the
+region to 0 in both images and averages the error over all pixels of the image. Pixels outside the region then have no
+error, so that a smaller region has a better score. The corrected definitions average the error only over the pixels of
+the region.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-WINDOW_RADIUS, WINDOW_STD = 5, 1.5  # the Gaussian window of SSIM, in pixels
-SSIM_CONSTANTS = 0.01**2, 0.03**2
+WINDOW_RADIUS, WINDOW_STD = 5, 1.5  # radius and standard deviation of the Gaussian window of SSIM, in pixels
+SSIM_CONSTANTS = 0.01**2, 0.03**2  # the constants C1 and C2 in the definition of SSIM, for pixel values in [0, 1]
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 REMEDY = "set data.classifier to a folder created by `python train.py experiment=pretrain_classifier`"
+"""Last part of the error messages about a folder without a valid classifier."""
 
 
 class Classifier(nn.Module):
@@ -73,7 +74,10 @@ class Classifier(nn.Module):
         self.title = title
         self.labels = list(unique_names(labels, "the list of labels", "give each class a label of its own"))
         if len(self.labels) != network.num_classes:
-            raise ValueError(f"got {len(self.labels)} labels for a network with {network.num_classes} outputs.")
+            raise ValueError(
+                f"got {len(self.labels)} labels for a network with {network.num_classes} outputs: give one label per "
+                "output."
+            )
         self.register_buffer("mean", torch.tensor(list(preprocessing.mean)).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(list(preprocessing.std)).view(1, 3, 1, 1), persistent=False)
 
@@ -124,9 +128,8 @@ class Classifier(nn.Module):
     def save(self, folder: str | Path, architecture: str) -> None:
         """Write the weights in float16 and the config file of the classifier to ``folder``.
 
-        :func:`load_classifier` loads the classifier from ``folder``.
-
         A weight tensor with values outside the range of float16 is saved in its original dtype.
+        :func:`load_classifier` loads the classifier from ``folder``.
 
         Args:
             architecture: name of the timm model.

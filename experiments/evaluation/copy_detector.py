@@ -30,7 +30,7 @@ HUE = 0.1  # change of the hue, as a fraction of the color circle
 DEEP_STAGES = 3  # the shape distance compares the feature maps of this number of last stages
 SHAPE_GRID = 2  # feature maps are averaged over a grid of 2 x 2 cells, to be almost independent of shifts
 LAYOUT_GRID = 16  # side of the gray images of the layout distance, in pixels
-MIN_SCALE = 1e-6  # minimum of the mean distance between real images, to avoid division by 0
+MIN_SCALE = 1e-6  # a smaller mean distance between real images is replaced by MIN_SCALE, to avoid division by 0
 DISTANCES = ("shape", "layout")
 """Names of the two distances; an image is a copy if one of its distances is below a threshold."""
 
@@ -119,9 +119,9 @@ class ImageScore:
     m_cp: float | None = None
 
     def is_copy(self, threshold: Sequence[float] | None) -> bool | None:
-        """Return whether the shape or layout distance is below its threshold;
+        """Return whether the shape distance or the layout distance is below its threshold, so that the image is a copy.
 
-        None if distances or thresholds are None.
+        If the distances or the thresholds are None, return None.
         """
         if self.distances is None or threshold is None:
             return None
@@ -136,10 +136,10 @@ class RealConcept:
 
     Attributes:
         references: number R of references.
-        versions: vectors ``[T, A, E]`` of T transformed versions of A images, for the shape distance and for the layout
-            distance. The A images are the R references and at most one held-out image. The versions are recolored for
-            the shape distance, and shifted for the layout distance.
-        real: vectors ``[M, E]`` of the real images, for the shape distance and for the layout distance.
+        versions: two tensors ``[T, A, E]``, for the shape distance and for the layout distance: vectors of T
+            transformed versions of A images. The A images are the R references and at most one held-out image. The
+            versions are recolored for the shape distance, and shifted for the layout distance.
+        real: two tensors ``[M, E]``, for the shape distance and for the layout distance: vectors of the real images.
         features: features of the classifier for the real images, ``[M, D]``.
         groups: group of each real image, such as the designer of a drawing.
     """
@@ -164,7 +164,10 @@ class RealConcept:
         return scales.clamp_min(MIN_SCALE)
 
     def score(self, images: ImageVectors) -> list[ImageScore]:
-        """Return the scores of n images that are not real images of this concept."""
+        """Return one score (distances to the references, authenticity, copy-paste measure) for each of n images.
+
+        ``images`` contains the vectors of generated images, or of a reference whose group is not in this object.
+        """
         count = self.references
         if not count:
             return [ImageScore()] * len(images.features)
@@ -194,7 +197,10 @@ class RealConcept:
         return scores
 
     def _without_group(self, group: str) -> RealConcept:
-        """Return a copy without the real images of ``group``. Held-out images replace the removed references."""
+        """Return a copy of this object without the real images of ``group``.
+
+        If the A compared images include a held-out image of another group, this image replaces a removed reference.
+        """
         rows = [k for k, other in enumerate(self.groups) if other != group]
         compared = [k for k in rows if k < self.versions[0].shape[1]]
         return RealConcept(
@@ -211,7 +217,7 @@ class ImageVectors:
     """Vectors of n images, which the copy detector compares with the vectors of real images.
 
     Attributes:
-        vectors: the vectors ``[n, E]`` of the images, for the shape distance and for the layout distance.
+        vectors: two tensors ``[n, E]``, for the shape distance and for the layout distance: vectors of the images.
         features: features of the classifier, ``[n, D]``.
     """
 

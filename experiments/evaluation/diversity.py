@@ -146,6 +146,9 @@ def precision_recall(real: Tensor, generated: Tensor, neighbors: int = NUM_NEIGH
 
 
 def _knn_radius(points: Tensor, neighbors: int) -> Tensor:
-    """Return the distance between each of ``points [N, D]`` and its k-th nearest neighbor, ``float64 [N]``."""
+    """Return the distance between each of ``points [N, D]`` and its k-th nearest neighbor, ``float64 [N]``.
+
+    The number k is ``neighbors``. A point is not a neighbor of itself.
+    """
     distances = torch.cdist(points.double(), points.double())
     return distances.kthvalue(neighbors + 1, dim=1).values  # + 1, because each point is its own nearest neighbor

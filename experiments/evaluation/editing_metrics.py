@@ -102,20 +102,18 @@ class EditBatch:
         return self.networks.clip.text(self.prompts)
 
     def background_distance(self, distance: Callable[[Tensor, Tensor], Tensor] | None) -> Tensor | None:
-        """Return the distance between the backgrounds of source and edited images; None if ``distance`` is None.
+        """Return the distance ``[B]`` between the backgrounds of source and edited images.
 
-        As in PIE-Bench, the region to edit is set to black in both images.
-
-        The returned distance ``[B]`` is NaN for an image without background.
+        As in PIE-Bench, the region to edit is set to black in both images. The distance is NaN for an image without
+        background. If ``distance`` is None, return None.
         """
         return distance and self._masked_distance(distance, ~self.masks)
 
     def region_distance(self, distance: Callable[[Tensor, Tensor], Tensor] | None) -> Tensor | None:
-        """Return the distance between the edited regions of source and edited images; None if ``distance`` is None.
+        """Return the distance ``[B]`` between the edited regions of source and edited images.
 
-        As in PIE-Bench, the background is set to black in both images.
-
-        The returned distance ``[B]`` is NaN for an image without a region to edit.
+        As in PIE-Bench, the background is set to black in both images. The distance is NaN for an image without a
+        region to edit. If ``distance`` is None, return None.
         """
         return distance and self._masked_distance(distance, self.masks)
 
@@ -129,18 +127,23 @@ class EditBatch:
 
     @cached_property
     def edit_applied(self) -> Tensor:
+        """Whether each edit is applied, float64 ``[B]``, see :func:`edits_applied`."""
         return edits_applied(self)
 
     @cached_property
     def background_preserved(self) -> Tensor:
-        """float64 ``[B]``: 1 if the background is preserved, else 0. NaN if an image has no background pixels."""
+        """Whether the background of each image is preserved, float64 ``[B]``: 1 if it is preserved, else 0.
+
+        The background is preserved if its PSNR is at least ``min_psnr``. The value is NaN for an image without
+        background pixels.
+        """
         preserved = (self.background.psnr >= self.min_psnr).double()
         no_background = self.background.psnr.isnan() & is_finite(self.images).to(self.images.device)
         return torch.where(no_background, torch.nan, preserved)
 
     @cached_property
     def success(self) -> Tensor:
-        """float64 ``[B]``: 1 if the edit is applied and the background is preserved, else 0.
+        """Whether each edit succeeded, float64 ``[B]``: 1 if it is applied and the background is preserved, else 0.
 
         The value is NaN for an edit if :func:`edits_applied` cannot decide whether the edit is applied.
         """
@@ -149,7 +152,7 @@ class EditBatch:
 
 
 def edits_applied(batch: EditBatch) -> Tensor:
-    """Return float64 ``[B]``: 1 if the edit is applied, 0 if not, and NaN if the kind of the edit has no criterion.
+    """Return whether each edit is applied, float64 ``[B]``: 1 if applied, 0 if not, NaN if there is no criterion.
 
     An edit that replaces the object is applied if the classifier predicts the new object. An edit that replaces the
     background is applied if the mean color of the edited region is nearer to that of the ground-truth image than to

@@ -53,6 +53,7 @@ class GeneratedSet:
 
     @property
     def num_not_finite(self) -> int:
+        """Number of generated images with NaN or infinite pixels."""
         return sum(not record["finite"] for record in self.records)
 
     @cached_property
@@ -78,30 +79,45 @@ class GeneratedSet:
 
     @property
     def concept_copies(self) -> list[bool]:
-        """For each image, whether it is nearer to a reference than 95 % of the pairs of real images of the concept."""
+        """For each image, whether it is a copy by the distances between the real images of its concept.
+
+        An image is a copy if its distance to a reference is smaller than 95 % of the distances between two real images
+        of the concept.
+        """
         return [copy for each in self.copy_detections if each is not None for copy in each.copies or ()]
 
     @property
     def authentic(self) -> list[bool | None]:
-        """For each image, whether the image is authentic by AuthPct, see :attr:`ImageScore.authentic`."""
+        """For each image, whether it is authentic by the definition of the metric AuthPct.
+
+        An image is authentic if it is farther from its nearest reference than this reference is from the nearest other
+        real image. The value is None if there are too few real images. Images with NaN or infinite pixels are omitted.
+        """
         return [score.authentic for score in self.scores if score is not None]
 
     @property
     def m_cp(self) -> list[float | None]:
-        """Copy-paste measure M_CP of each image, see :attr:`ImageScore.m_cp`."""
+        """Copy-paste measure M_CP of each image, from -1 (equal to a held-out image) to 1 (equal to a reference).
+
+        The measure is None if there are too few real images. Images with NaN or infinite pixels are omitted.
+        """
         return [score.m_cp for score in self.scores if score is not None]
 
     @property
     def c_t(self) -> float | None:
-        """Statistic C_T: a z-score that compares the shape distances of generated images with those of real images."""
+        """Statistic C_T: a z-score that compares distances to the references of generated and of real images.
+
+        A negative C_T means that generated images are nearer to the references than real images are. The distance is
+        the shape distance (:mod:`experiments.evaluation.copy_detector`).
+        """
         generated = [score.distances[0] for score in self.scores if score is not None and score.distances]
         return copy_statistic(generated, [score.distances[0] for score in self.real_scores if score.distances])
 
     @property
     def sscd_copies(self) -> list[bool | None]:
-        """For each image, whether its SSCD similarity to a reference is that of a copy;
+        """For each image, whether its SSCD similarity to a reference is above ``SSCD_COPY``, so that it is a copy.
 
-        None if SSCD is not computed.
+        The value is None if SSCD is not computed.
         """
         return [None if value is None else value > SSCD_COPY for value in self.similarities]
 

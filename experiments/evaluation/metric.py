@@ -13,6 +13,7 @@ from experiments.evaluation.metrics import bootstrap_interval
 from experiments.reporting.tables import Column
 
 MAIN = "main"
+"""Name of the main table of an experiment in ``table.md``."""
 
 
 def mean(values: Sequence[float]) -> float:
@@ -96,7 +97,7 @@ class MetricRegister:
             ValueError: a metric with the same name is registered already, or no metric has the name ``after``.
         """
         if metric.name in self._metrics:
-            raise ValueError(f"metric {metric.name!r} is registered already.")
+            raise ValueError(f"metric {metric.name!r} is registered already: choose another name.")
         if after is not None and after not in self._metrics:
             raise ValueError(
                 f"after: must be the name of a registered metric, got {after!r}; choose from "

@@ -24,7 +24,12 @@ LATENTS = "latents"
 BUDGET = "budget"
 NOISE = "noise"
 UPDATES = "updates"
+"""``BUDGET``, ``NOISE`` and ``UPDATES`` are names of tables, which compare methods at several values of one quantity.
+
+The quantity is the number of network evaluations, the weight of added noise, or the number of updates of the seeds.
+"""
 GEOMETRY = "seed_geometry"
+"""Name of the table of the experiments on paths and centroids of seeds."""
 
 
 def _nan_as_infinite(values: Sequence[float]) -> np.ndarray:
@@ -53,7 +58,11 @@ def maximum(values: Sequence[float]) -> float:
 
 
 def mean_of_areas(values: Sequence[float]) -> float:
-    """Return the mean of ``values`` that are not NaN. The error of an image without plain or textured areas is NaN."""
+    """Return the mean of the ``values`` that are not NaN, or NaN if all values are NaN.
+
+    The values are errors of images in plain areas or in textured areas. The error of an image without such an area is
+    NaN.
+    """
     present = [value for value in values if not math.isnan(value)]
     return mean(present) if present else math.nan
 
@@ -64,6 +73,7 @@ def count(values: Sequence[float]) -> int:
 
 
 SPREAD = {"median": median, "p95": percentile_95, "largest": maximum}
+"""Additional columns that describe the distribution of a metric: dict from the suffix of the name to the function."""
 
 INVERSION = MetricRegister(
     Metric("nfe_per_step", "NFE per step", better="lower", tables=(MAIN, EDITED)),

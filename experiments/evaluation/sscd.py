@@ -61,7 +61,10 @@ def load_sscd(path: str | Path, device: str | torch.device = "cpu") -> Sscd:
         ValueError: the file is missing or not a TorchScript file, or the network in the file does not return one vector
             per image.
     """
-    remedy = "use sscd_disc_mixup.torchscript.pt of github.com/facebookresearch/sscd-copy-detection, or set it to null"
+    remedy = (
+        "use sscd_disc_mixup.torchscript.pt of github.com/facebookresearch/sscd-copy-detection, or set "
+        "metrics.sscd=null"
+    )
     if not Path(path).is_file():
         raise ValueError(f"metrics.sscd: file not found, got {path}; {remedy}.")
     try:

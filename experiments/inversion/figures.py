@@ -24,9 +24,11 @@ EMPTY_TITLE = ", empty prompt"
 def by_setting(rows: Rows) -> dict[str, list[Mapping[str, Any]]]:
     """Select the rows for the curves, and group the selected rows by number of steps, guidance scale and prompt.
 
-    The group with the largest number of steps is first. Rows are selected if real images were inverted with their
-    captions or with the empty prompt, and the inversion called the network. Rows with decoder inversion are excluded,
-    because the inverted latents are not the output of the VAE's encoder.
+    A row is selected if it satisfies three conditions. The images are real, and their latents are the output of the
+    VAE's encoder (no decoder inversion). The prompt is the caption or empty. The inversion called the network.
+
+    Returns:
+        The rows of each group, by the title of the group. The group with the largest number of steps is first.
     """
     settings: dict[str, list[Mapping[str, Any]]] = {}
     for row in sorted(rows, key=lambda row: (-(row["steps"] or 0), row["guidance"] or 0, row["prompt"])):

@@ -101,15 +101,21 @@ class Setting:
         return " -> ".join(self.edit) if self.edit else ", ".join(self._prompts)
 
     def source(self, caption: str) -> str:
-        """Return the prompt with which an image is inverted, if ``caption`` is the prompt of the image."""
+        """Return the prompt with which an image with the prompt ``caption`` is inverted."""
         return "" if self.prompt == "empty" else caption
 
     def target(self, caption: str) -> str:
-        """Return the prompt with which an image is sampled from its seed, if ``caption`` is the prompt of the image."""
+        """Return the prompt with which an image is sampled from the seed of an inverted image.
+
+        ``caption`` is the prompt of the inverted image.
+        """
         return replace_phrase(*self.edit, caption) if self.edit else self.source(caption)
 
     def scored(self, caption: str) -> str:
-        """Return the prompt with which the CLIP score compares an image, if ``caption`` is the prompt of the image."""
+        """Return the prompt for the CLIP score of an image that is sampled with the prompt :meth:`target`.
+
+        If this prompt is empty, the CLIP score uses ``caption``, the prompt of the inverted image.
+        """
         return self.target(caption) or caption
 
     def each(self) -> list[Setting]:
@@ -120,8 +126,8 @@ class Setting:
     def vae_bound(self) -> Setting:
         """Return this setting for the reference method that only encodes and decodes images (:data:`VAE_BOUND`).
 
-        The number of steps and the guidance scale are copied only if images are generated, because they have no effect
-        on the VAE.
+        The number of steps and the guidance scale are copied only if the model generates the images, because they have
+        no effect on encoding and decoding.
         """
         generation = {"steps": self.steps, "guidance": self.guidance} if self.generated else {"steps": 1}
         return Setting(
@@ -136,7 +142,15 @@ class Setting:
 
 @dataclasses.dataclass(frozen=True)
 class ImagePrompt:
-    """The image ``images[index]`` and its prompt. If the setting is ``generated=True``, only the prompt is used."""
+    """An image and its prompt. If the model generates the images (``generated=True``), only the prompt is used.
+
+    Attributes:
+        name: unique name of the image.
+        concept: name of the concept that the image shows.
+        prompt: prompt of the image.
+        images: data set that contains the image.
+        index: index of the image in ``images``.
+    """
 
     name: str
     concept: str
@@ -161,7 +175,10 @@ class InversionJob:
     """One method that is run with one setting on a batch of images. The results of a job are stored together.
 
     Attributes:
+        method: name of the method.
         inverter: inversion method; None if the images are only encoded and decoded (:data:`VAE_BOUND`).
+        setting: the conditions of the comparison, such as number of steps and guidance scale.
+        images: the images with their prompts.
         first: whether the job has the first batch of its method and setting. Figures show only the images of the first
             batch.
     """
@@ -217,7 +234,7 @@ def from_captions(pairs: Captioned, count: int | None, generator: torch.Generato
 
 
 def generated_images(images: Sequence[ImagePrompt], count: int) -> list[ImagePrompt]:
-    """Return ``count`` prompts from which the model generates images, if the setting is ``generated=True``.
+    """Return ``count`` prompts for a setting in which the model generates the images to invert (``generated=True``).
 
     The prompts of ``images`` are repeated in order until there are ``count`` prompts. Prompts that occur several times
     have different names, so that each image is generated from a different noise latent.
@@ -233,7 +250,7 @@ def mismatched(images: Sequence[ImagePrompt]) -> list[ImagePrompt]:
         others = (images[(k + step) % len(images)] for step in range(1, len(images)))
         other = next((o for o in others if o.concept != image.concept), None)
         if other is None:
-            raise ValueError("wrong prompts need images of two or more concepts.")
+            raise ValueError("prompt=wrong needs images of two or more concepts, got one: select more concepts.")
         result.append(replace(image, prompt=other.prompt))
     return result
 
@@ -293,7 +310,9 @@ def _inverter(methods: Mapping[str, Inverter], name: str, nfe: int | None) -> In
     If ``nfe`` is not None, the method uses ``nfe`` network evaluations per step.
     """
     if name not in methods:
-        raise ValueError(f"a setting names the method {name!r}: choose from {', '.join(methods)}.")
+        raise ValueError(
+            f"a setting names the method {name!r}, which is not in task.methods: choose from {', '.join(methods)}."
+        )
     if nfe is None:
         return methods[name]
     try:
@@ -318,5 +337,8 @@ class InversionJobData(CachedUnitDataModule):
 
 
 def unit_name(job: InversionJob) -> str:
-    """Return the key of the store for the results of a job. Jobs with the same method and setting share a store."""
+    """Return a string that identifies the store (:class:`UnitStore`) for the results of a job.
+
+    Jobs with the same method and setting share a store.
+    """
     return f"{job.method}\n{job.setting}"

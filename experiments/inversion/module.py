@@ -32,7 +32,14 @@ SIGNIFICANCE = 0.05
 
 
 class InversionModule(LightningModule):
-    """Inverts and reconstructs the images of a job, computes the metrics, and stores the metrics on disk."""
+    """Inverts and reconstructs the images of a job, computes the metrics, and stores the metrics on disk.
+
+    Args:
+        networks: the text-to-image model and the networks that compute metrics.
+        units: dict from :func:`experiments.inversion.jobs.unit_name` of a job to the store for its results.
+        noise_seed: random seed of the noise from which images are generated.
+        lpips: network that computes ST-LPIPS; None if ST-LPIPS is not computed.
+    """
 
     def __init__(
         self,

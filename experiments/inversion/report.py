@@ -123,13 +123,12 @@ def reconstruction_tables(rows: Rows, paper: Rows) -> list[Table]:
 
 
 def vae_bounds(rows: Rows, compared: Rows) -> list[Mapping[str, Any]]:
-    """Return the rows with the VAE bound that belong to the table with the rows ``compared``.
+    """Return the rows with the VAE bound for the table that contains the rows ``compared``.
 
-    There is one row per number of images in the table.
-
-    The VAE bound is the PSNR of encoding and decoding images without inversion. Some settings use only the first images
-    of the experiment. The VAE bound of the first images is computed from a row of ``compared``: it is the PSNR of the
-    row plus ``vae_gap``, the difference to the VAE bound.
+    The VAE bound is the PSNR of encoding and decoding the images without inversion. Rows of a table can have different
+    numbers of images, because some settings use only the first images of the experiment. The table gets one VAE bound
+    for each number of images. If ``rows`` has no VAE bound for a number of images, the bound is computed from a row of
+    ``compared`` with this number: the PSNR of the row plus ``vae_gap``, its difference to the VAE bound.
     """
     bounds = [row for row in rows if is_vae_bound(row)]
     counts = {row["n"] for row in bounds}

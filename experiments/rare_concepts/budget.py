@@ -1,4 +1,8 @@
-"""Comparison of methods that optimize or select seeds, depending on NFE budget, added noise or number of updates."""
+"""Experiments that compare methods for optimizing or selecting seeds at several values of one quantity.
+
+The quantity is the number of network evaluations per image (budget), the weight of the noise that is added to the
+seeds, or the number of updates of each seed.
+"""
 
 from __future__ import annotations
 
@@ -63,13 +67,19 @@ NOTES = {"budget": f"Bold: best value among rows with the same budget. {NOTE}", 
 
 
 def method_and_number(quantity: str, arm: str) -> dict[str, Any]:
-    """Split the name of an arm (pipeline), ``METHOD_NUMBER``, into the columns ``method`` and ``quantity``."""
+    """Split the name ``METHOD_NUMBER`` of an arm (pipeline) into two columns of the table.
+
+    The column ``method`` contains METHOD. The column whose name is the value of ``quantity`` contains NUMBER.
+    """
     method, _, number = arm.rpartition("_")
     return {"method": method, quantity: int(number)}
 
 
 def total_row_key(quantity: str, arm: str, bucket: str) -> dict[str, Any] | None:
-    """Return the columns that identify the table row of an arm (pipeline) if ``bucket`` is ``total``, else None."""
+    """Return the columns that identify the table row of an arm (pipeline) if ``bucket`` is ``total``, else None.
+
+    ``total`` stands for the concepts of all buckets, which are groups of concepts of similar frequency.
+    """
     return method_and_number(quantity, arm) if bucket == "total" else None
 
 
@@ -144,10 +154,10 @@ class BudgetExperiment(ArmsExperiment):
 
 
 def budget_figure(rows: Sequence[Mapping], quantity: str) -> Figure:
-    """Plot the metrics in ``PANELS[quantity]``, one line per method.
+    """Plot the metrics in ``PANELS[quantity]``, with one panel per metric and one line per method.
 
-    The x axis shows ``quantity``. If ``quantity`` is ``budget``, the x axis shows the measured number of network
-    evaluations per image.
+    The x axis shows the weight of the noise in percent (``noise``), the number of updates (``updates``) or the measured
+    number of network evaluations per image (``budget``).
     """
     figure, axes = plots.panels(2, rows=2)
     all_axes = [axis for line in axes for axis in line]

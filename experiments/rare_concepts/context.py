@@ -60,7 +60,10 @@ class RunContext:
         }
 
     def units(self, arm: str) -> UnitStore:
-        """Return the folder of the generated images of an arm (pipeline). The folder depends on the settings."""
+        """Return the store (folder) of the generated images of an arm (pipeline).
+
+        Each combination of settings has its own folder.
+        """
         settings = self.settings() | {"arm": fingerprint_config(self.arms[arm])}
         return UnitStore(self.run_dir / "units" / arm, settings)
 

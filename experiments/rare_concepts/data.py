@@ -59,11 +59,17 @@ class ConceptBatch:
         )
 
     def inversion_nfe(self, group: int) -> float:
-        """Return how many network evaluations the inversion of all reference images of concept ``group`` took."""
+        """Return the number of network evaluations for inverting all reference images of one concept.
+
+        ``group`` is the index of the concept in the batch. Without inverted seeds, the number is 0.
+        """
         return self._sum_over_references(self.seeds.nfe, group) if self.seeds else 0.0
 
     def inversion_seconds(self, group: int) -> float:
-        """Return how many seconds the inversion of all reference images of concept ``group`` took."""
+        """Return the time in seconds for inverting all reference images of one concept.
+
+        ``group`` is the index of the concept in the batch. Without inverted seeds, the time is 0.
+        """
         return self._sum_over_references(self.seeds.seconds, group) if self.seeds else 0.0
 
     def _sum_over_references(self, values: Tensor, group: int) -> float:

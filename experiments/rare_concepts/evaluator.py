@@ -43,7 +43,10 @@ class References:
     concepts: Mapping[str, Concept]
 
     def read(self, unit: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return the reference images of the concept ``unit`` as the tensor ``images``, and a record without times."""
+        """Return the reference images of the concept with the key ``unit``, and a record (dict of stored values).
+
+        The durations in the record are None, because reference images are not generated.
+        """
         images = torch.from_numpy(self.concepts[unit].references[:])
         return {"images": images}, {"t_init": None, "t_opt": None, "samples": [{"finite": True} for _ in images]}
 
@@ -81,7 +84,7 @@ class Evaluator:
         progress.start(len(self.context.concepts), 0, visible=True)
         for concept in self.context.concepts:
             real = self.real_concept(concept)
-            self._reference_scores(concept, real)  # stored here, because self.threshold would compute `real` again
+            self._reference_scores(concept, real)  # cached for self.threshold, which would compute `real` again
             real_vectors = self._real_vectors(concept)
             for arm, store in units.items():
                 tensors, record = store.read(concept.key)
@@ -185,8 +188,8 @@ class Evaluator:
         Args:
             title: name of the arm in the titles of the progress bars.
             units: reads the generated images of a concept from the run folder.
-            scores: novelty scores of the samples of each concept.
-            detections: perceptual distances of the images of each concept.
+            scores: scores that compare the samples of each concept with real images.
+            detections: perceptual distances between the images of each concept and its reference images.
             threshold: distances below which an image is a copy.
         """
         networks, concepts = self.context.networks, self.context.concepts
@@ -293,14 +296,17 @@ class Evaluator:
 
 
 def _pack(scores: Sequence[ImageScore]) -> dict[str, Tensor]:
-    """Return the scores of n images as a tensor ``[n, 4]``, in which NaN replaces scores that are None."""
+    """Return the scores of n images as a tensor ``[n, 4]``, in which NaN replaces scores that are None.
+
+    The columns are the shape distance, the layout distance, ``authentic`` and ``m_cp`` of :class:`ImageScore`.
+    """
     rows = [[*(score.distances or [None] * len(DISTANCES)), score.authentic, score.m_cp] for score in scores]
     values = [[torch.nan if value is None else float(value) for value in row] for row in rows]
     return {"scores": torch.tensor(values, dtype=torch.float64)}
 
 
 def _unpack(values: Tensor) -> list[ImageScore]:
-    """Convert a tensor of :func:`_pack` back to scores."""
+    """Convert the tensor ``[n, 4]`` that :func:`_pack` returned back to the scores of n images."""
     scores = []
     for row in values.tolist():
         *distances, authentic, m_cp = [None if value != value else value for value in row]

@@ -73,8 +73,8 @@ class InversionStage:
     def __post_init__(self) -> None:
         if not self.inverter.seed_only:
             raise ValueError(
-                f"{type(self.inverter).__name__} needs more than the seed to reconstruct an image: "
-                "NAO and SeedSelect need a seed-only inversion method."
+                f"{type(self.inverter).__name__} needs more than the seed to reconstruct an image, but NAO and "
+                "SeedSelect work on seeds: choose a seed-only method, such as accelerated."
             )
 
     def __call__(

@@ -303,7 +303,10 @@ def sample_rows(method: str, images: ClassifiedImages) -> list[dict]:
 
 
 def _second_accuracy(images: ClassifiedImages, part: slice) -> dict[str, Any]:
-    """Return the accuracy of the second classifier on the samples ``part``, or {} if there is no second classifier."""
+    """Return a dict with the accuracy of the second classifier on the samples in the slice ``part``.
+
+    The dict is empty if there is no second classifier.
+    """
     if images.second_correct is None:
         return {}
     correct = images.second_correct[part]
@@ -311,14 +314,20 @@ def _second_accuracy(images: ClassifiedImages, part: slice) -> dict[str, Any]:
 
 
 def _second_prediction(images: ClassifiedImages, k: int) -> dict[str, Any]:
-    """Return the prediction of the second classifier for sample ``k``, or {} if there is no second classifier."""
+    """Return a dict with the prediction of the second classifier for sample ``k``, and whether it is correct.
+
+    The dict is empty if there is no second classifier.
+    """
     if images.second_predictions is None or images.second_correct is None:
         return {}
     return {"prediction_second": images.second_predictions[k], "correct_second": images.second_correct[k]}
 
 
 def _scores(images: ClassifiedImages, k: int) -> dict[str, Any]:
-    """Return scores that compare sample ``k`` with the real images, and the thresholds for the detection of copies."""
+    """Return table columns with the scores that compare sample ``k`` with real images.
+
+    The columns also contain the thresholds of the distances below which the sample counts as a copy.
+    """
     score = images.scores[k] or ImageScore()
     unknown = (None,) * len(DISTANCES)
     distances = zip(DISTANCES, score.distances or unknown, images.thresholds[k] or unknown, strict=True)
@@ -329,7 +338,10 @@ def _scores(images: ClassifiedImages, k: int) -> dict[str, Any]:
 
 
 def image_figures(arms: Mapping[str, ClassifiedImages]) -> dict[str, Callable[[], Figure]]:
-    """Return, by path of the figure, a function that draws the :func:`side_by_side` figure of each bucket."""
+    """Return a dict from figure path to a function that draws the images of one bucket (group of concepts).
+
+    :func:`side_by_side` draws the figure.
+    """
     buckets = dict.fromkeys(concept.bucket for images in arms.values() for concept in images.concepts)
     return {f"images/{bucket}": partial(side_by_side, arms, bucket) for bucket in buckets}
 
@@ -337,7 +349,8 @@ def image_figures(arms: Mapping[str, ClassifiedImages]) -> dict[str, Callable[[]
 def side_by_side(arms: Mapping[str, ClassifiedImages], bucket: str) -> Figure:
     """Draw a reference image and the first sample of every arm (pipeline) for each concept in ``bucket``.
 
-    The caption of a sample contains the classifier's prediction.
+    A bucket is a group of concepts of similar frequency. At most ``MAX_CONCEPTS`` concepts are drawn. The caption of a
+    sample contains the classifier's prediction.
     """
     concepts = {concept.name: concept for concept in next(iter(arms.values())).concepts if concept.bucket == bucket}
     rows = []

@@ -96,10 +96,14 @@ class ClassifiedImages:
 
     @property
     def right_new_second(self) -> list[bool | None] | None:
-        """``right_new`` with the labels of the second classifier; None if there is no second classifier."""
+        """Whether the second classifier recognizes the concept in each sample, and the sample is not a copy.
+
+        The property is None if there is no second classifier. A value is None as in :attr:`right_new`.
+        """
         return None if self.second_correct is None else self._new(self.second_correct)
 
     def _new(self, correct: Sequence[bool]) -> list[bool | None]:
+        """Return whether each sample is correct and not a copy; None if it is correct and may be a copy."""
         pairs = zip(correct, self.copies, strict=True)
         return [None if right and copy is None else right and not copy for right, copy in pairs]
 

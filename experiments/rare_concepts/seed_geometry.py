@@ -56,6 +56,7 @@ from rnri import Inverter
 from rnri.validation import ConfigError, GuidanceScale, dataclass
 
 IDENTITY = ("inversion", "method", "bucket")
+"""Names of the columns whose values together identify a row of the results table."""
 MAX_FIGURES = 3  # maximum number of concepts whose images are drawn, each in its own figure
 MAX_FILE_NAME = 100  # maximum length of a figure's file name, in characters
 

@@ -18,6 +18,7 @@ from rnri.validation import ConfigError, GuidanceScale, IntAtLeast2, NonEmptyStr
 from rnri.watermark import GaussianShading, TreeRing, Watermark
 
 Scheme = Literal["gaussian_shading", "tree_ring"]
+"""The type of a watermark."""
 SCHEMES: tuple[Scheme, ...] = ("gaussian_shading", "tree_ring")
 
 
@@ -80,7 +81,7 @@ class ForgerySetting:
 
     def __post_init__(self) -> None:
         if list(self.images) != sorted(set(self.images)):
-            raise ConfigError("images", f"must be increasing numbers, got {list(self.images)}.")
+            raise ConfigError("images", f"must be increasing numbers without repetitions, got {list(self.images)}.")
 
 
 @dataclass(frozen=True)
@@ -135,10 +136,13 @@ class ReadingJob:
     The results of a job are stored together.
 
     Attributes:
+        method: name of the inversion method.
+        inverter: the inversion method.
+        setting: the conditions under which images are generated and watermarks are read.
+        prompts: prompts of the images. One image per prompt and type of watermark is generated.
         attacks: names of the attacks. The first name stands for images without an attack.
         guidance: guidance scale for generating the images.
-
-    first: whether the job has the first batch of its method and setting.
+        first: whether the job has the first batch of its method and setting.
     """
 
     method: str
@@ -191,6 +195,9 @@ class ForgeryJob:
     """A job that forges the watermark of one key. The results of the job are stored together.
 
     Attributes:
+        scheme: type of the watermark.
+        inverter: the inversion method.
+        setting: how the watermark is forged.
         number: index of the key.
         prompts: prompts of the images with the genuine watermark. The last prompt is that of the forged images.
         guidance: guidance scale for generating the images.
@@ -229,7 +236,8 @@ def _digest(prompts: Sequence[NamedPrompt]) -> str:
 def numbered(prompts: Sequence[NamedPrompt], count: int) -> list[NamedPrompt]:
     """Return ``count`` prompts with unique names.
 
-    ``prompts`` are repeated in order until there are ``count`` prompts.
+    The list ``prompts`` is repeated until there are ``count`` prompts. The number of the repetition is appended to each
+    name.
     """
     return [
         NamedPrompt(f"{prompts[k % len(prompts)].name}/{k // len(prompts)}", prompts[k % len(prompts)].prompt)

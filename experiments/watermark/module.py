@@ -24,7 +24,11 @@ MAX_CACHED_BATCHES = 32  # maximum number of batches whose attacked images are k
 
 
 class WatermarkModule(LightningModule):
-    """Computes jobs and stores their results on disk. Keys and messages of watermarks are not stored."""
+    """Lightning module that computes jobs and stores their results on disk.
+
+    A job reads the watermarks of a batch of images, or forges a watermark. Keys and messages of watermarks are not
+    stored.
+    """
 
     def __init__(
         self,
@@ -65,7 +69,8 @@ class WatermarkModule(LightningModule):
         nfe = nfe.view(shape)
         errors = _rms(seeds - attacked.seeds[:, None].to(seeds))
         shifts = _rms(seeds - seeds[:, job.attacks.index(NO_ATTACK), None])
-        # With a wrong key, a seed with a Gaussian Shading watermark looks like a seed without a watermark.
+        # Only the seeds with a Gaussian Shading watermark are read with wrong keys, because with a wrong key they look
+        # like seeds without a watermark.
         others = self._read_with_other_keys(seeds[SCHEMES.index("gaussian_shading")])
         rows = []
         for s, scheme in enumerate(SCHEMES):
@@ -203,7 +208,7 @@ class WatermarkModule(LightningModule):
 
 @dataclasses.dataclass(frozen=True)
 class AttackedImages:
-    """Latents of attacked images, some of the images as examples, and the seeds of the images.
+    """Latents and example images of attacked images, and the seeds from which the images were generated.
 
     Attributes:
         latents: latents ``[S*A*B,C,h,w]`` of all images, for S types of watermark, A attacks and B images in this
@@ -218,9 +223,10 @@ class AttackedImages:
 
 
 def forge(seeds: Tensor, noise: Tensor) -> Tensor:
-    """Return a seed ``[1,C,h,w]``: the mean of ``seeds [B,C,h,w]``, plus ``noise`` so that the variance is 1.
+    """Return a seed ``[1,C,h,w]`` with a forged watermark, from inverted ``seeds [B,C,h,w]`` with the same watermark.
 
-    The mean of seeds with the same watermark contains the watermark, because differences between the seeds average out.
+    The mean of the seeds contains the watermark, because differences between the seeds average out. ``noise [C,h,w]``
+    is added to the mean with the weight for which the sum has variance 1.
     """
     average = seeds.double().mean(0).to(noise)
     share = (1 - average.square().mean()).clamp_min(0).sqrt()

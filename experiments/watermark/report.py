@@ -37,7 +37,9 @@ ALL_ATTACKS = "all attacks"
 """Value of the column ``attack`` in rows with the mean over all attacks, without the images that were not attacked."""
 
 FALSE_POSITIVE_RATE = 0.01
+"""Fraction of images without the watermark in which a watermark may be detected."""
 BASELINE, OURS = "ddim", "accelerated"
+"""Names of the two inversion methods that the report compares at equal numbers of network evaluations."""
 
 BITS = Column("bit_accuracy", "bit accuracy, %", "higher", 100)
 DETECTED = Column("tpr", "true positives, %", "higher", 100)
@@ -64,9 +66,8 @@ def write_report(
         skipped: dict from the name of each method that was not run to the reason.
     """
     sampled = [row for job, _, record in units for row in sample_rows(job, record["rows"])]
-    unique = {
-        (*(row[column] for column in IDENTITY), row["sample"]): row for row in sampled
-    }  # two settings may overlap
+    # Two settings may contain the same images, attacks and methods. Their common rows are listed only once.
+    unique = {(*(row[column] for column in IDENTITY), row["sample"]): row for row in sampled}
     samples = with_detections(list(unique.values()))
     rows = summarize(samples, seed)
     pairs = differences(samples, seed)
@@ -123,10 +124,10 @@ def sample_rows(job: ReadingJob, records: Rows) -> list[dict[str, Any]]:
 def with_detections(samples: Rows) -> list[dict[str, Any]]:
     """Add the columns ``detected`` and ``false_positives`` to the rows of single images.
 
-    The column ``detected`` is 1 if the p-value of the image is below a threshold. At most 1 % of the p-values for wrong
-    keys are below the threshold, for the same method, type of watermark and attack. The column ``false_positives`` is
-    the fraction of p-values for wrong keys that are at most 0.01. The column ``false_positives`` is 0.01 if the
-    p-values are calibrated.
+    The column ``detected`` is 1 if the p-value of the image is below a threshold, else 0. The threshold is computed for
+    each row of the results table (:data:`IDENTITY`), so that at most 1 % of its p-values for wrong keys are below the
+    threshold. The column ``false_positives`` is the fraction of these p-values that are at most 0.01. The expected
+    fraction is 0.01 if the p-values are calibrated.
     """
     result = []
     for group in groups(samples).values():
@@ -161,8 +162,8 @@ def summarize(samples: Rows, seed: int) -> list[dict[str, Any]]:
 def _row(group: Rows, attack: str, seed: int) -> dict[str, Any]:
     """Return the row of the results table for the images in ``group``.
 
-    Confidence intervals are computed with a bootstrap over images. The interval of the true positives of one attack is
-    Wilson's interval.
+    The confidence intervals are computed with a bootstrap over images. The only exception is the interval of the true
+    positives of a single attack, which is Wilson's interval.
     """
     names = [sample["sample"] for sample in group]
     row = {name: group[0][name] for name in IDENTITY} | {"attack": attack}
@@ -300,7 +301,10 @@ def method_tables(rows: Rows) -> list[Table]:
 
 
 def _copy(line: dict[str, Any], name: str, row: Mapping[str, Any] | None, column: str) -> None:
-    """Copy a value and its interval from ``row`` to the cell ``name`` of ``line``, unless ``row`` is None."""
+    """Copy the value ``column`` of ``row`` and its confidence interval to ``line``, under the key ``name``.
+
+    If ``row`` is None, nothing is copied.
+    """
     for suffix in ("", "_low", "_high") if row is not None else ():
         line[f"{name}{suffix}"] = row[f"{column}{suffix}"]
 

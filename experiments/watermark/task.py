@@ -94,7 +94,9 @@ class WatermarkExperiment(ResumableRun):
         for name, method in self.methods.items():
             if not method.seed_only:
                 raise ConfigError(
-                    f"task.methods.{name}", "must be seed-only, because a published image has no auxiliary tensors."
+                    f"task.methods.{name}",
+                    "must be seed-only (invert an image to a seed and no other tensors), because a published image has "
+                    "no auxiliary tensors; remove this method.",
                 )
         for k, setting in enumerate(self.settings):
             try:
@@ -184,7 +186,9 @@ class WatermarkExperiment(ResumableRun):
                 other = "FlowMatchHeunDiscreteScheduler" if is_flow(scheduler) else "DPMSolverMultistepScheduler"
                 raise ConfigError(
                     f"task.settings.{k}.sampler",
-                    f"must match the model's {type(scheduler).__name__}, got {setting.sampler!r}; try {other}.",
+                    f"must match the model's {type(scheduler).__name__}, which is "
+                    f"{'' if is_flow(scheduler) else 'not '}a flow-matching scheduler, got {setting.sampler!r}; "
+                    f"try {other}.",
                 )
 
     def run(self, trainer: Trainer) -> float:
@@ -295,7 +299,7 @@ class WatermarkExperiment(ResumableRun):
         return stores
 
     def dependencies(self) -> dict[str, Any]:
-        """Return the settings on which all results depend, because they are part of the cache key of the results."""
+        """Return the settings on which all results depend, as a part of the cache key of the results."""
         return {
             **self.networks.cache_settings(self.seed),
             "record": RECORD_VERSION,

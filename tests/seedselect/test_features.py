@@ -231,7 +231,7 @@ def test_model_with_a_timm_image_encoder(folder, tmp_path):
 def test_model_without_an_image_size_is_an_error(folder, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "timm")
     dual_encoder(tokenizer()).save_pretrained(copy)
-    with pytest.raises(ValueError, match=r"no vision_config\.image_size: set it to the side of its input images"):
+    with pytest.raises(ValueError, match=r"no vision_config\.image_size: add the side of the input images in pixels"):
         load(copy)
 
 
