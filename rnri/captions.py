@@ -88,9 +88,10 @@ def read_table(path: Path, columns: Mapping[str, str]) -> Iterator[tuple[str, st
 
     Args:
         path: table in a format of ``TABLES``.
-        columns: maps the setting that determines a column's name to this name, see :func:`rnri.tables.read_columns`.
-            The first column contains the names of image files. A cell of the other columns is a string, a list of
-            strings, or empty. From a list of strings, the first string that is not blank is used.
+        columns: maps the setting with which the user chooses a column (such as ``--prompt-column``) to the name of the
+            column. Error messages show the settings. The first column contains the names of image files. A cell of the
+            other columns is a string, a list of strings, or empty. From a list of strings, the first string that is not
+            blank is used.
 
     Raises:
         ValueError: the table cannot be read, a row has no file name, or one of the texts is not a string.

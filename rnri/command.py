@@ -118,7 +118,7 @@ def _load(options: Options) -> LatentDiffusion:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # an unavailable device raises one of the two
-        raise ConfigError("--device", f"PyTorch cannot use {device!r} ({first_line(error)})") from None
+        raise ConfigError("--device", f"PyTorch cannot use {device!r} ({first_line(error)}); choose cpu.") from None
     model = LatentDiffusion.from_pretrained(options.model, device=device, dtype=options.dtype)
     model.pipeline.set_progress_bar_config(leave=False)
     return model

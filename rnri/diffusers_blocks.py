@@ -45,8 +45,14 @@ class InvertStep(ModularPipelineBlocks):
             InputParam(
                 "inversion_guidance", default=1.0, type_hint=float, description="Guidance scale; 1 disables guidance."
             ),
-            InputParam("inversion_method", default="accelerated", description="Name of the inversion method."),
-            InputParam("inversion_fit", default="crop", description="How the image is resized."),
+            InputParam(
+                "inversion_method", default="accelerated", description="Name of an inversion method in rnri.METHODS."
+            ),
+            InputParam(
+                "inversion_fit",
+                default="crop",
+                description="How images are fitted to the model's image size: crop, pad, stretch or exact.",
+            ),
         ]
 
     @property
@@ -56,7 +62,9 @@ class InvertStep(ModularPipelineBlocks):
             OutputParam("height", type_hint=int, description="Height of the image in pixels."),
             OutputParam("width", type_hint=int, description="Width of the image in pixels."),
             OutputParam(
-                "inversion", type_hint=PipelineInversion, description="Seeds, residuals and network evaluations."
+                "inversion",
+                type_hint=PipelineInversion,
+                description="Result of rnri.invert: the seeds, the residuals and the numbers of network evaluations.",
             ),
         ]
 

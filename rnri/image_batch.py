@@ -32,9 +32,9 @@ def as_images(images: Images, image_size: tuple[int, int] | None, fit: Fit = "cr
         fit: how images of another size are fitted to ``image_size``; see :func:`rnri.api.invert`.
 
     Raises:
-        ValueError: an image is damaged, has an unsupported type or shape, has values outside [0, 1], or has gray levels
-            whose maximum is unknown. The error is also raised if ``fit`` is ``exact`` and the images have different
-            sizes.
+        ValueError: an image is damaged, has an unsupported type or shape, or has values outside [0, 1]; the gray level
+            of white is unknown in a gray image with more than 8 bits per pixel; or ``fit`` is ``exact`` and the images
+            have different sizes.
         FileNotFoundError: an image file does not exist.
     """
     if fit not in get_args(Fit):
@@ -72,7 +72,7 @@ def _as_list(images: Images) -> list[ImageInput]:
 
 
 def _to_tensors(image: ImageInput) -> list[Tensor]:
-    """Return the images in one element of the argument ``images`` as float32 tensors ``[3,H,W]`` in [0, 1]."""
+    """Convert one image, or one batch of arrays or tensors, to a list of float32 tensors ``[3,H,W]`` in [0, 1]."""
     if isinstance(image, str | Path):
         return [_pil_to_tensor(_open(image))]
     if isinstance(image, Image.Image):
@@ -103,7 +103,7 @@ def _open(path: str | Path) -> Image.Image:
 def _pil_to_tensor(image: Image.Image) -> Tensor:
     try:
         rgba = to_rgba(image)
-    except Exception as error:  # for damaged files, decoders raise many types of errors
+    except Exception as error:  # Pillow's decoders raise many types of errors for damaged files
         raise ValueError(f"images: a PIL image of mode {image.mode} cannot be converted ({error}).") from None
     if np.asarray(rgba)[..., 3].min() < 255:
         logger.warning("images: the transparent background of an image is replaced by white.")
@@ -120,7 +120,10 @@ def _array_to_tensor(array: np.ndarray) -> Tensor:
 
 
 def _resize(image: Tensor, size: tuple[int, int], fit: Fit) -> Tensor:
-    """Fit ``image [3,H,W]`` to ``size`` = ``(height, width)``; an image of this size is returned unchanged."""
+    """Crop, pad or stretch ``image [3,H,W]``, according to ``fit``, to ``size`` = ``(height, width)`` in pixels.
+
+    An image that already has the size ``size`` is returned unchanged.
+    """
     if image.shape[1:] == size:
         return image
     height, width = size

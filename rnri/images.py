@@ -19,7 +19,8 @@ def to_rgba(image: Image.Image) -> Image.Image:
     converted; after ``Image.open``, the current frame is the first one.
 
     Raises:
-        ValueError: the maximum of the gray levels (white) is unknown.
+        ValueError: the gray level of white is unknown, because a gray image with more than 8 bits per pixel has values
+            below 0, above the maximum of its format, or only below 256.
     """
     levels = _levels(image)
     inverted = _tag(image, PHOTOMETRIC) == WHITE_IS_ZERO
@@ -78,7 +79,8 @@ def _eight_bits(image: Image.Image, levels: int, inverted: bool) -> Image.Image:
     ambiguous = image.mode == "I" and levels == 2**16 and 0 < high < 256
     if not 0 <= low <= high <= max(levels - 1, 1) or ambiguous:
         raise ValueError(
-            f"its levels range from {low:g} to {high:g} and its white level is unknown; save it as 8-bit or 16-bit"
+            f"the gray levels of the image range from {low:g} to {high:g}, and its white level is unknown; save the "
+            "image with 8 or 16 bits per pixel"
         )
     gray = np.rint(255 * values) if levels == 1 else values.astype(np.int64) * 256 // levels
     gray = Image.fromarray((255 - gray if inverted else gray).astype(np.uint8))

@@ -120,7 +120,7 @@ class Inverter(ABC):
 
     @abstractmethod
     def reconstruct(self, inversion: Inversion, predictor: NoisePredictor, schedule: Schedule) -> Tensor:
-        """Return the clean latents ``[B,C,h,w]`` that are sampled from ``inversion``."""
+        """Return the clean latents ``[B,C,h,w]`` that are sampled from the seeds and ``aux`` of ``inversion``."""
 
     def check_schedule(self, schedule: Schedule) -> None:  # noqa: B027, optional to override
         """Raise ValueError if ``invert`` does not support ``schedule``. By default every schedule is supported."""
@@ -186,8 +186,9 @@ class ImplicitInverter(Inverter):
             step (:mod:`rnri.solvers.budget`). Unlike with ``uniform``, evaluations that a sample does not use in one
             step become available to the later steps of the sample. A step without evaluations uses its extrapolated
             initial guess as the solution. As long as evaluations remain, a step has at least one evaluation if its
-            initial guess is not extrapolated or if the fitted ``beta`` is 0. On a GPU, solvers with ``needs_no_wait``
-            do not read ``beta``: a sample with ``beta`` 0 then gets this evaluation in a later step.
+            initial guess is not extrapolated or if the fitted ``beta`` is 0. On a GPU, reading ``beta`` would make the
+            CPU wait. Solvers with ``needs_no_wait`` therefore do not read ``beta``, and a sample with ``beta`` 0 may
+            get its evaluation in a later step instead.
         parameterization: the prediction (noise, velocity or clean latent) that an update of the fixed-point iteration
             keeps constant, see :mod:`rnri.solvers.parameterization`. The residual and the tolerance are defined in the
             same way for every parameterization. With two evaluations per step, ``native`` has the smallest measured
@@ -285,7 +286,11 @@ class ImplicitInverter(Inverter):
         return replace(self, solver=solver)
 
     def guess(self, problem: ImplicitStep, history: PredictionHistory) -> Tensor:
-        """Return the initial guess ``[B,C,h,w]`` of an inversion step from the predictions of previous steps."""
+        """Return the initial guess ``[B,C,h,w]`` of the equation ``problem``, as :attr:`initial_guess` determines.
+
+        ``history`` contains the network's predictions in previous inversion steps, which the guesses ``extrapolated``
+        and ``fitted`` use.
+        """
         if self.initial_guess == "scaled":
             return problem.a * problem.z_s
         if self.initial_guess == "plain" or not history:
@@ -295,9 +300,10 @@ class ImplicitInverter(Inverter):
     def _can_skip(self, history: PredictionHistory, batch_size: int) -> Tensor:
         """Return a mask of the samples that may use the initial guess as the solution, bool ``[B]``.
 
-        Only an extrapolated initial guess can replace a network evaluation. If the fitted ``beta`` is 0, the guess is
-        not extrapolated, because it repeats the last prediction. On a GPU, reading ``beta`` would wait for the GPU.
-        Therefore all samples of a solver that otherwise needs no wait may skip, for any value of ``beta``.
+        Only an extrapolated initial guess can replace a network evaluation. With a fitted ``beta`` of 0, the guess is
+        not extrapolated, because it only repeats the last prediction (:class:`PredictionHistory` defines ``beta``). On
+        a GPU, reading ``beta`` would make the CPU wait. Therefore, with a solver that otherwise needs no wait, the mask
+        is True for all samples.
         """
         if self.initial_guess in ("plain", "scaled") or len(history) < 2:
             return torch.zeros(batch_size, dtype=torch.bool)

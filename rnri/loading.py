@@ -31,13 +31,19 @@ VOCABULARY_FILES = (
 """Groups of vocabulary files; a tokenizer needs all files of one of these groups."""
 
 MAX_PADDING_ROWS = 127
-"""Largest allowed number of unused rows in a small token embedding, which is often padded to a multiple of 128."""
+"""Largest allowed number of unused rows in the token embedding of a text encoder with a small vocabulary.
+
+Token embeddings are often padded to a multiple of 128 rows.
+"""
 
 MAX_PADDING_SHARE = 0.005
-"""Largest allowed fraction of unused rows in a large token embedding; for example, Qwen has several hundred."""
+"""Largest allowed fraction of unused rows in the token embedding of a text encoder with a large vocabulary.
+
+For example, Qwen has several hundred unused rows.
+"""
 
 MAX_SHARE_WITHOUT_MERGE = 0.01
-"""Largest allowed fraction of a vocabulary's tokens that no merge of the tokenizer produces."""
+"""Largest allowed fraction of the tokens in a byte-pair tokenizer's vocabulary that none of its merges produces."""
 
 CALL_STATE = ("truncation", "padding")
 """Entries of a fast tokenizer's ``tokenizer.json`` that every call of the tokenizer overwrites."""
@@ -196,8 +202,8 @@ def check_vocabulary_files(folder: Path, owner: str, part: str) -> None:
     """
     if not any(all((folder / file).is_file() for file in files) for files in VOCABULARY_FILES):
         raise ValueError(
-            f"{owner} lacks the vocabulary of {part}: tokenizer.json, or vocab.json and merges.txt; without a "
-            "vocabulary all prompts would have the same tokens."
+            f"{owner} lacks the vocabulary of {part}: download tokenizer.json, or vocab.json and merges.txt; "
+            "without a vocabulary all prompts would have the same tokens."
         )
 
 
@@ -214,7 +220,7 @@ def check_vocabulary(owner: str, tokenizer: PreTrainedTokenizerBase, embeddings:
     if max_token >= embeddings:
         raise ValueError(
             f"{owner} has token ids up to {max_token}, but its text encoder has {embeddings} embeddings: tokenizer and "
-            "text encoder do not belong together."
+            "text encoder do not belong together; take both from one checkpoint."
         )
     max_padding = max(min(MAX_PADDING_ROWS, 0.1 * embeddings), MAX_PADDING_SHARE * embeddings)
     if embeddings - len(vocabulary) > max_padding:

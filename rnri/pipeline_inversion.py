@@ -196,9 +196,10 @@ class PipelineInversion(Inversion):
         return write_seed_file(path, tensors, settings)
 
     def to_pil(self) -> list[Image.Image]:
-        """Return one image per inverted image, with the inverted image on the left and its reconstruction on the right.
+        """Return one PIL image per inverted image: the inverted image on the left, its reconstruction on the right.
 
-        If ``invert`` did not reconstruct the images, only the inverted images are returned.
+        If ``invert`` was called with ``round_trip=False``, there are no reconstructions, and the inverted images alone
+        are returned.
         """
         if self.round_trip is None:
             return [_to_pil(image) for image in self.images]
@@ -253,7 +254,10 @@ class PipelineInversion(Inversion):
         return torch.full((len(self),), torch.nan, dtype=torch.float64)
 
     def _check_timesteps(self, family: Family) -> None:
-        """Raise ValueError if the scheduler of the pipeline has other timesteps than the inversion."""
+        """Raise ValueError if the scheduler of ``family.pipeline`` has other timesteps than this inversion.
+
+        The comparison uses the number of steps and the image size of this inversion.
+        """
         height, width = self.seed.shape[-2:]
         timesteps = family.schedule(self.num_inference_steps, (height, width)).timesteps
         if timesteps.shape != self.timesteps.shape or not torch.equal(timesteps.cpu(), self.timesteps.cpu()):
@@ -302,7 +306,7 @@ def _to_pil(image: Tensor) -> Image.Image:
 
 
 def stack_images(images: list[Image.Image]) -> Image.Image:
-    """Return one image that contains ``images``, which have equal sizes, below each other."""
+    """Return one image in which ``images``, which must have the same size, are stacked vertically."""
     width, height = images[0].size
     strip = Image.new("RGB", (width, height * len(images)))
     for i, image in enumerate(images):

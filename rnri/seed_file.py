@@ -46,9 +46,9 @@ def read_seed_file(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, not a dict
     except SafetensorError as error:
-        raise ValueError(f"{path}: not a safetensors file; use a file that Inversion.save wrote.") from error
+        raise ValueError(f"{path}: not a safetensors file; use a file that PipelineInversion.save wrote.") from error
     if metadata.pop("format", None) != FORMAT or "latents" not in tensors:
-        raise ValueError(f"{path}: not a seed file of format {FORMAT!r}; use a file that Inversion.save wrote.")
+        raise ValueError(f"{path}: not a seed file of format {FORMAT!r}; use a file that PipelineInversion.save wrote.")
     try:
         return tensors, {key: json.loads(value) for key, value in metadata.items()}
     except json.JSONDecodeError as error:

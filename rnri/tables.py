@@ -42,7 +42,8 @@ def read_columns(path: Path, columns: Mapping[str, str]) -> Iterator[tuple[str, 
 
     Args:
         path: ``.csv`` or ``.tsv`` table with a header, or ``.jsonl`` table with one object per line.
-        columns: maps the setting that determines a column's name to this name. Error messages show the settings.
+        columns: maps the setting with which the user chooses a column (such as ``--prompt-column``) to the name of the
+            column. Error messages show the settings.
 
     Raises:
         ValueError: the format is unknown, the file cannot be read, or a column does not exist.
@@ -99,7 +100,7 @@ def first_caption(captions: Any, place: str) -> str:
 
     Args:
         captions: a caption, a list of captions, or None.
-        place: file and row of the captions; the error message begins with this text.
+        place: file and row of the captions, with which the error message begins.
 
     Raises:
         ValueError: a caption is neither a string nor None.

@@ -44,14 +44,15 @@ unique_items = AfterValidator(_reject_duplicates)
 
 
 OMIT_DEFAULT = {"omit_default": True}
-"""Metadata of a dataclass field that was added after results of the class had been cached.
+"""Metadata of a dataclass field that was added to a class after results of this class had been cached.
 
-Cache keys contain such a field only if its value differs from the default, so that the cached results remain valid.
+A cache key contains a field with this metadata only if the field's value differs from its default. Results that were
+cached before the field was added therefore remain valid.
 """
 
 
 class ConfigError(ValueError):
-    """Error of an invalid field or config value.
+    """An error for an invalid value of a dataclass field or of a config key.
 
     Attributes:
         key: dotted name of the invalid field, relative to the object that raises the error.

@@ -162,7 +162,13 @@ class GaussianShading(Watermark):
         return torch.from_numpy(np.unpackbits(np.frombuffer(self.message, np.uint8)).astype(bool))
 
     def _layout(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """For each of the ``n`` elements of a latent, return the index of its message bit and its keystream bit."""
+        """Return, for each of the ``n`` elements of a latent, the index of its message bit and its keystream bit.
+
+        The keystream bit encrypts the message bit by exclusive or.
+
+        Returns:
+            The indices, int64 ``[n]``, and the keystream bits, bool ``[n]``.
+        """
         size = _check_latents(latents).numel()
         count = 8 * len(self.message)
         if count > size:

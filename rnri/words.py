@@ -19,10 +19,10 @@ def find_phrase(phrase: str, text: str) -> list[tuple[int, int]]:
 
 
 def replace_phrase(phrase: str, replacement: str, text: str) -> str:
-    """Return ``text`` in which ``replacement`` replaces each occurrence of ``phrase``, see :func:`find_phrase`.
+    """Return ``text`` with each occurrence of ``phrase`` replaced by ``replacement``.
 
-    Leading and trailing whitespace of ``replacement`` is removed, because such whitespace of ``phrase`` is ignored,
-    too.
+    :func:`find_phrase` finds the occurrences. Leading and trailing whitespace is ignored in ``phrase``, and is
+    therefore also removed from ``replacement``.
     """
     for start, end in reversed(find_phrase(phrase, text)):
         text = text[:start] + replacement.strip() + text[end:]

@@ -122,7 +122,9 @@ def edit(
     edit_config: PromptToPrompt | Injection | None = None,
     **pipeline_kwargs: Any,
 ) -> EditResult:
-    """Edit an inverted image: generate the image with an edited prompt, and preserve the rest of the image.
+    """Edit inverted images: generate each image from its seed with an edited prompt and the source image's attention.
+
+    The attention of the source image preserves the content of the image that the edited prompt does not change.
 
     ::
 
@@ -199,9 +201,14 @@ def attention_control(
     *,
     image_size: tuple[int, int],
 ) -> AttentionControl:
-    """Return the attention control that applies ``edit_config`` to images of ``image_size`` ``(H, W)`` in pixels.
+    """Return the attention processor, and the change of the latents after each step, that ``edit_config`` defines.
 
-    ``edit_config=None`` means the default settings of the model family.
+    Args:
+        family: model family of the pipeline that generates the images.
+        edit_config: settings of the edit; None means the default settings of the model family.
+        state: state of the edit, which all attention layers share.
+        prompts: all prompts of the batch, source prompts and edited prompts.
+        image_size: height and width ``(H, W)`` of the images in pixels.
 
     Raises:
         ValueError: ``edit_config`` does not fit the network, or names words that no prompt contains.
@@ -240,7 +247,10 @@ def attn_processor(network: ModelMixin, processor: Any) -> Iterator[None]:
 
 @contextmanager
 def _deterministic_eval(pipe: DiffusionPipeline) -> Iterator[None]:
-    """Use the deterministic scheduler and evaluation mode inside the ``with`` block, as an inversion does."""
+    """Run ``pipe`` with the scheduler ``scheduler_for(pipe)`` and in evaluation mode inside the ``with`` block.
+
+    An inversion uses the same scheduler and the same mode.
+    """
     scheduler = pipe.scheduler
     try:
         pipe.scheduler = scheduler_for(pipe)
@@ -252,7 +262,11 @@ def _deterministic_eval(pipe: DiffusionPipeline) -> Iterator[None]:
 
 
 def _callback(state: EditState, control: AttentionControl, user_callback: Callable | None) -> Callable:
-    """Return the pipeline's step callback, which updates ``state``, blends the latents, and calls ``user_callback``."""
+    """Return a function for the pipeline's argument ``callback_on_step_end``.
+
+    After each sampling step, the function sets the step index of ``state``, changes the latents by
+    ``control.after_step``, and calls ``user_callback``.
+    """
 
     def on_step_end(pipe: DiffusionPipeline, step: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         state.step = step + 1
@@ -269,10 +283,18 @@ def _callback(state: EditState, control: AttentionControl, user_callback: Callab
 
 
 def _all_rows(returned: Any, original: Any, count: int) -> Any:
-    """Return ``original[-count:]`` if ``returned`` equals the last row of ``original``, otherwise ``returned``.
+    """Return the embeddings of all ``count`` prompts if a callback of diffusers returned only the last row.
 
-    The callbacks of diffusers that turn off guidance keep the last row of the embeddings, which is the conditional row
-    of one prompt. A batch of ``count`` prompts has ``count`` conditional rows.
+    Callbacks of diffusers that turn off guidance keep only the last row of the embeddings, which is the conditional
+    row of one prompt. A batch of ``count`` prompts has ``count`` conditional rows, which are the last rows.
+
+    Args:
+        returned: value that the callback returned for one tensor name.
+        original: the tensor that the callback received under this name.
+        count: number of prompts in the batch.
+
+    Returns:
+        ``original[-count:]`` if ``returned`` equals the last row of ``original``; otherwise ``returned``.
     """
     is_last_row = isinstance(returned, Tensor) and isinstance(original, Tensor) and torch.equal(returned, original[-1:])
     return original[-count:] if is_last_row else returned
@@ -283,8 +305,8 @@ def _edited_prompts(prompt: object, images: int) -> list[list[str]]:
     prompts_per_image = prompt if images > 1 else [prompt]
     if not isinstance(prompts_per_image, list | tuple) or len(prompts_per_image) != images:
         raise ValueError(
-            f"prompt={prompt!r}: must be a list with an entry for each of {images} images, a string or a list of "
-            "strings."
+            f"prompt={prompt!r}: must be a list with one entry for each of the {images} images; an entry is an edited "
+            "prompt or a list of edited prompts."
         )
     result = [[prompts] if isinstance(prompts, str) else prompts for prompts in prompts_per_image]
     for prompts in result:
@@ -299,6 +321,7 @@ def _edited_prompts(prompt: object, images: int) -> list[list[str]]:
 def _check_kwargs(pipeline_kwargs: dict[str, Any]) -> None:
     for name in pipeline_kwargs:
         if name in RESERVED_KWARGS:
-            raise ValueError(f"{name} is determined by `{RESERVED_KWARGS[name]}`: leave {name} out.")
+            source = RESERVED_KWARGS[name]
+            raise ValueError(f"{name} is determined by `{source}`, an argument of edit: leave {name} out.")
         if name in UNSUPPORTED_KWARGS:
             raise ValueError(f"{name} would change the number of images or the words of the prompts: leave {name} out.")

@@ -24,11 +24,17 @@ class Editor(Protocol):
     """A method that edits an image without its seed, by predictions for the source prompt and for the edited prompt."""
 
     def guidances(self, guidance: float) -> tuple[float, float]:
-        """Return the guidance scales ``(source, edit)`` of the two predictors, given the user's ``guidance`` scale."""
+        """Return the guidance scales for the source prompt and for the edited prompt.
+
+        ``guidance`` is the user's guidance scale, which a method may replace by its own scales.
+        """
         ...
 
     def edit(self, z0: Tensor, source: NoisePredictor, target: NoisePredictor, schedule: Schedule) -> Tensor:
-        """Return the edited latents ``[B,C,h,w]`` of the clean latents ``z0 [B,C,h,w]``."""
+        """Return the edited latents ``[B,C,h,w]`` of the clean latents ``z0 [B,C,h,w]``.
+
+        ``source`` predicts noise or velocity for the source prompts, and ``target`` for the edited prompts.
+        """
         ...
 
 
@@ -37,14 +43,15 @@ class FlowEdit:
     """FlowEdit (Kulikov et al. 2024, arXiv 2412.08629), Algorithm 1: an ODE that leads from the image to its edit.
 
     The edit ``z`` starts at the image's latent, ``z = z_0``. Every step, from noise level ``sigma`` to ``sigma_next``,
-    draws new noise ``n`` and uses the flow-matching velocities ``v`` for the source and the target prompt::
+    draws new noise ``n`` and uses the flow-matching velocities ``v_source`` for the source prompt and ``v_target`` for
+    the edited prompt (target)::
 
         z_src = (1 - sigma) z_0 + sigma n;    z_tar = z + z_src - z_0
         z <- z + (sigma_next - sigma) (v_target(z_tar) - v_source(z_src))
 
-    The network predicts ``v_source`` and ``v_target`` in one batch. The last ``n_min`` steps sample with the target
-    prompt alone: every step is ``z_tar <- z_tar + (sigma_next - sigma) v_target(z_tar)``, and the first of the
-    ``n_min`` steps starts at ``z_tar`` with new noise.
+    The network predicts ``v_source`` and ``v_target`` in one batch. The last ``n_min`` steps sample with the edited
+    prompt alone: every step is ``z_tar <- z_tar + (sigma_next - sigma) v_target(z_tar)``. The first of the ``n_min``
+    steps starts at the ``z_tar`` of the formula above, with new noise.
 
     Attributes:
         share: fraction of the schedule's steps that the edit uses, which are the steps with the least noise. The paper
@@ -54,8 +61,9 @@ class FlowEdit:
             the user's guidance scale. The paper uses the scales 3.5 and 13.5 for Stable Diffusion 3, and 1.5 and 5.5
             for FLUX.
         seed: random seed of the noise; every image gets the same noise.
-        n_min: number of last steps that sample with the target prompt alone; it must be less than the number of steps
-            that ``share`` selects. The paper uses ``n_min`` 0, and a larger ``n_min`` for edits that change the style.
+        n_min: number of last steps that sample with the edited prompt alone. ``n_min`` must be less than the number of
+            steps that ``share`` selects. The paper uses ``n_min`` 0, and a larger ``n_min`` for edits that change the
+            style.
     """
 
     share: HalfOpenUnitInterval = 0.66
@@ -66,12 +74,13 @@ class FlowEdit:
     n_min: NonNegativeInt = 0
 
     def check_schedule(self, schedule: Schedule) -> None:
-        """Raise ValueError unless ``schedule`` is a flow-matching schedule and edits use more than ``n_min`` steps."""
+        """Raise ValueError unless ``schedule`` uses flow matching and ``share`` selects more than ``n_min`` steps."""
         require_flow_matching(schedule, "FlowEdit")
         steps = len(self._steps(schedule))
         if self.n_min >= steps:
             raise ConfigError(
-                "n_min", f"must be less than {steps}, the number of steps of share={self.share}, got {self.n_min}."
+                "n_min",
+                f"must be less than {steps}, the number of steps that share={self.share} selects, got {self.n_min}.",
             )
 
     def guidances(self, guidance: float) -> tuple[float, float]:
@@ -116,9 +125,10 @@ class FlowEdit:
 class PseudoGuidance:
     """Pseudo-guidance of TurboEdit (Deutch et al. 2024, arXiv 2408.00735): scales the prompt's effect on every step.
 
-    ``x_t`` are independent noisy samples of the image, one per noise level, as in edit-friendly inversion. ``mu`` is
-    the mean of a DDPM step, ``w`` is the scale, and ``n`` is the noise map of the image. The edit ``z`` starts at the
-    noisiest sample, and the step from noise level ``t`` to noise level ``s`` is::
+    ``x_t`` are independent noisy samples of the image, one per noise level ``t``, as in edit-friendly DDPM inversion.
+    ``mu(z, source)`` and ``mu(z, target)`` are the means of a DDPM step from ``z`` with the source prompt and with the
+    edited prompt. ``w`` is the scale of the prompt's effect. The edit ``z`` starts at the noisiest sample, and the step
+    from noise level ``t`` to the lower noise level ``s`` adds the noise map ``n`` of the image::
 
         z <- mu(z, source) + w (mu(z, target) - mu(z, source)) + n,    n = x_s - mu(x_t, source)
 
@@ -176,7 +186,10 @@ class PseudoGuidance:
         return z
 
     def _clip_factor(self, noise_map: Tensor) -> Tensor | float:
-        """Return the factor ``[B,1,1,1]`` that clips the norm of the last ``noise_map [B,C,h,w]``."""
+        """Return the factor ``[B,1,1,1]`` that scales ``noise_map [B,C,h,w]`` to a norm of at most ``max_last_norm``.
+
+        The factor is at most 1. If ``max_last_norm`` is None, the factor is the number 1.0.
+        """
         if self.max_last_norm is None:
             return 1.0
         norm = noise_map.double().flatten(1).norm(dim=1)

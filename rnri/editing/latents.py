@@ -1,4 +1,7 @@
-"""Attention edits during the reconstruction of any inversion method, including methods that store more than a seed."""
+"""Edits images with any inversion method by changing the attention while the method reconstructs the images.
+
+Unlike ``rnri.editing.edit``, which calls a pipeline, this module supports methods that store more than a seed.
+"""
 
 from __future__ import annotations
 
@@ -50,8 +53,9 @@ def edit_latents(
         guidance: guidance scale of the reconstruction.
 
     Raises:
-        ValueError: the numbers of prompts and images differ; ``edit_config.blend`` is not empty, because a blend needs
-            the latents after every step; ``edit_config`` is invalid as described in ``rnri.editing.edit``.
+        ValueError: the numbers of prompts, edited prompts and images differ; ``edit_config`` is invalid as described in
+            ``rnri.editing.edit``; or ``edit_config.blend`` is not empty. Blending changes the latents after every step,
+            which is not possible inside ``inverter.reconstruct``.
     """
     images = len(inversion.seed)
     if not len(prompts) == len(edited) == images:
@@ -60,8 +64,8 @@ def edit_latents(
         )
     if isinstance(edit_config, PromptToPrompt) and edit_config.blend:
         raise ValueError(
-            f"blend={list(edit_config.blend)} needs the latents after every step: leave blend empty, or use "
-            "rnri.editing.edit."
+            f"blend={list(edit_config.blend)} needs the latents after every step, which edit_latents cannot change: "
+            "leave blend empty, or use rnri.editing.edit."
         )
     texts = [*prompts, *edited]
     state = EditState([*range(images)] * 2, steps=lambda: len(schedule))
@@ -75,7 +79,13 @@ def edit_latents(
 
 @dataclass(frozen=True)
 class StepTrackingPredictor(NoisePredictor):
-    """A predictor that, in each call, sets ``state.step`` to the index of the sampling step of timestep ``t``."""
+    """A predictor that sets ``state.step`` in each call, so that attention processors know the current sampling step.
+
+    Attributes:
+        state: state of the edit, which the attention processors read.
+        timesteps: descending timesteps of the N sampling steps, ``[N]``. A call at timestep ``t`` belongs to the first
+            step whose timestep is at most ``t``, or to the last step if ``t`` is below all timesteps.
+    """
 
     state: EditState = field(kw_only=True)
     timesteps: Tensor = field(kw_only=True)  # [N]

@@ -57,7 +57,10 @@ register_method("accelerated", anderson_inverter, paper="ours")
 def accelerated_8(
     tolerance: NonNegativeFloat = 1e-6, parameterization: Parameterization = "native"
 ) -> FixedNfeInverter:
-    """Return the default inverter with eight network evaluations per inversion step on average; the number is fixed."""
+    """Return the inverter of :func:`anderson_inverter` with at most eight network evaluations per step on average.
+
+    ``with_nfe`` of this inverter rejects every other number of evaluations.
+    """
     return _with_fixed_nfe(anderson_inverter(8, tolerance, parameterization))
 
 
@@ -65,5 +68,5 @@ def accelerated_8(
 def accelerated_plus_one(
     tolerance: NonNegativeFloat = 1e-6, parameterization: Parameterization = "native"
 ) -> FixedNfeInverter:
-    """Return the default inverter with a fixed number of N + 1 network evaluations for N inversion steps."""
+    """Return the inverter of :func:`anderson_inverter` with at most N + 1 network evaluations for N inversion steps."""
     return _with_fixed_nfe(anderson_inverter(1, tolerance, parameterization, extra_evaluations=1))

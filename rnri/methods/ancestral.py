@@ -66,7 +66,10 @@ class Ancestral(ImplicitInverter):
     def check_schedule(self, schedule: Schedule) -> None:
         """Raise ValueError unless ``schedule`` predicts noise."""
         if schedule.predicts != "epsilon":
-            raise ValueError("the ancestral sampler needs a model that predicts noise, got a flow-matching model.")
+            raise ValueError(
+                "the ancestral sampler needs a model that predicts noise, got a flow-matching model; choose another "
+                "method."
+            )
 
     def invert(
         self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentCallback = no_callback
@@ -109,14 +112,21 @@ class Ancestral(ImplicitInverter):
         return super()._problem(without_noise, predictor, down, i, z_0=z_0)
 
     def _noises(self, like: Tensor, schedule: Schedule) -> Tensor:
-        """Return the noise of all N steps, ``[1,N,C,h,w]``, without noise correction."""
+        """Return the random noise of all N steps, ``[1,N,C,h,w]``, for latents of the shape of ``like [B,C,h,w]``."""
         return _fixed_noises(tuple(like.shape[1:]), len(schedule), self.seed).to(like)
 
     @torch.no_grad()
     def _corrected(
         self, latents: list[Tensor], noises: Tensor, predictor: NoisePredictor, schedule: Schedule
     ) -> Iterator[Tensor]:
-        """Yield the corrected noise ``[B,C,h,w]`` of each of the N steps that connect the N + 1 ``latents``."""
+        """Yield, for each sampling step, the noise ``[B,C,h,w]`` with which the step leads exactly to the next latent.
+
+        Args:
+            latents: the N + 1 latents ``[B,C,h,w]`` before the N steps and after the last step, from noisy to clean.
+            noises: the noise of each step, ``[B,N,C,h,w]``, which is returned for steps that add no noise.
+            predictor: predictor of the inversion.
+            schedule: schedule of the inversion.
+        """
         down, sigma_up = ancestral_schedule(schedule)
         for i, (z, z_s) in enumerate(pairwise(latents)):
             mean = ddim_step(z, predictor, down, i)

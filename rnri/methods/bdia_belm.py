@@ -43,7 +43,13 @@ class TwoStepSampler(Inverter):
 
     @abstractmethod
     def coefficients(self, levels: Levels) -> tuple[float, float, float]:
-        """Return the coefficients ``(c_far, c_mid, c_y)`` for the noise levels ``j - 1``, ``j`` and ``j + 1``."""
+        """Return the coefficients of the step ``z_{j-1} = c_far z_{j+1} + c_mid z_j + c_y y(z_j)``.
+
+        ``levels`` contains the noise levels ``j - 1``, ``j`` and ``j + 1``.
+
+        Returns:
+            The tuple ``(c_far, c_mid, c_y)``.
+        """
 
     def check_schedule(self, schedule: Schedule) -> None:
         """Raise ValueError unless every step of ``schedule`` ends at the noise level where the next step begins."""
@@ -89,7 +95,10 @@ class TwoStepSampler(Inverter):
 
 
 def _levels(schedule: Schedule, j: int) -> Levels:
-    """Return the noise levels ``j - 1``, ``j`` and ``j + 1`` of ``schedule``; level 0 is the clean end."""
+    """Return the noise levels ``j - 1``, ``j`` and ``j + 1`` of ``schedule``, where level 0 is the clean end.
+
+    Each noise level is a tuple ``(scale, time)`` of ``Schedule.scale_and_time``.
+    """
     clean_first = [table.flip(0).tolist() for table in schedule.scale_and_time]
     return list(zip(*(table[j - 1 : j + 2] for table in clean_first), strict=True))
 
@@ -151,7 +160,10 @@ class OBELM(TwoStepSampler):
 
 
 def _first_order(start: tuple[float, float], end: tuple[float, float]) -> tuple[float, float]:
-    """Return the factors of ``z`` and ``y`` in the DDIM or Euler step from noise level ``start`` to ``end``."""
+    """Return the factors of the latent and of the prediction in the DDIM or Euler step from ``start`` to ``end``.
+
+    ``start`` and ``end`` are noise levels ``(scale, time)`` of ``Schedule.scale_and_time``.
+    """
     scale_start, time_start = start
     scale_end, time_end = end
     return scale_end / scale_start, scale_end * (time_end - time_start)

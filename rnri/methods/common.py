@@ -34,7 +34,7 @@ class FixedNfeInverter(ImplicitInverter):
         if nfe != self.solver.iterations or self.extra_evaluations:
             count = f"{self.solver.iterations} per step"
             if self.extra_evaluations:
-                count += f" and {self.extra_evaluations} more"
+                count += f" and {self.extra_evaluations} more per image"
             raise ValueError(f"this method has a fixed number of network evaluations, {count}; choose another method.")
         return self
 
@@ -70,10 +70,10 @@ class InverterWrapper(Inverter):
 
 
 def check_noisy_start(inverter: Inverter) -> None:
-    """Raise ValueError if the solver of ``inverter``, or of an inverter that it wraps, needs the clean latent.
+    """Raise ValueError if ``inverter`` cannot start at a noisy latent, because its solver needs the clean latent.
 
-    A solver that needs the clean latent cannot start at a noisy latent, because it would use the noisy latent as the
-    clean latent.
+    If ``inverter`` wraps another inverter, the solver of the wrapped inverter is also checked. A solver that needs the
+    clean latent would use the noisy latent, with which the inversion starts, as the clean latent.
     """
     inner = getattr(inverter, "inverter", None)
     if inner is not None:
@@ -82,7 +82,8 @@ def check_noisy_start(inverter: Inverter) -> None:
     if getattr(solver, "uses_clean_latent", False):
         raise ValueError(
             "inverter: must not need the clean latent, because the inversion starts at a noisy latent, got the solver "
-            f"{type(solver).__name__} with the prior q(z_t | z_0); use another solver, such as SafeguardedAnderson."
+            f"{type(solver).__name__}, whose prior q(z_t | z_0) contains the clean latent z_0; use another solver, "
+            "such as SafeguardedAnderson."
         )
 
 
@@ -137,7 +138,11 @@ def ddim() -> FixedNfeInverter:
 def ddim_path(
     z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentCallback
 ) -> tuple[Inversion, list[Tensor]]:
-    """Return the DDIM inversion of ``z0`` in N steps, and its N + 1 latents ``[B,C,h,w]`` from clean to noisy."""
+    """Return the DDIM inversion of the clean latents ``z0 [B,C,h,w]``, and the latents of its trajectory.
+
+    The trajectory of N inversion steps has N + 1 latents ``[B,C,h,w]``, from clean to noisy. ``on_step`` is called
+    after each inversion step.
+    """
     path: list[Tensor] = []
 
     def record(k: int, z: Tensor) -> None:
@@ -149,7 +154,10 @@ def ddim_path(
 
 
 def check_chain(schedule: Schedule, method: str) -> None:
-    """Raise ValueError unless every step of ``schedule`` ends at the noise level where the next step begins."""
+    """Raise ValueError unless every step of ``schedule`` ends at the noise level where the next step begins.
+
+    ``method`` is the name of the inversion method in the error message.
+    """
     if not torch.equal(schedule.alpha_next[:-1], schedule.alpha[1:]):
         raise ValueError(
             f"{method} combines neighboring sampler steps, but this schedule has a step that does not end at the noise "

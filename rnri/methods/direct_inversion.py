@@ -24,8 +24,9 @@ class DirectInversion(Inverter):
 
     The inversion is DDIM inversion without guidance; its latents are called pivots. A sampler step with guidance,
     ``DDIM``, does not lead from a pivot ``pivot_t`` exactly to the next cleaner pivot ``pivot_s``. Therefore the offset
-    ``pivot_s - DDIM(pivot_t)`` of every step is stored, and the reconstruction adds it: ``z_s = DDIM(z_t) + offset``.
-    The offsets are stored as ``aux["offsets"] [B,N,C,h,w]``.
+    ``pivot_s - DDIM(pivot_t)`` of every step is stored. The reconstruction adds the offset to the result of the
+    sampler's step from ``z_t`` to ``z_s``: ``z_s = DDIM(z_t) + offset``. The offsets are stored as
+    ``aux["offsets"] [B,N,C,h,w]``.
     """
 
     seed_only: ClassVar[bool] = False
@@ -38,7 +39,11 @@ class DirectInversion(Inverter):
     def invert(
         self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentCallback = no_callback
     ) -> Inversion:
-        """Return the DDIM inversion of the clean latents ``z0 [B,C,h,w]``, with the offsets of all steps in ``aux``."""
+        """Return the DDIM inversion of the clean latents ``z0 [B,C,h,w]`` without guidance.
+
+        ``aux["offsets"]`` contains, for every step, the difference between the next cleaner latent of the inversion and
+        the result of the sampler's step with guidance.
+        """
         ddim, path = ddim_path(z0, predictor.unguided(), schedule, on_step)
         offsets = [
             clean - ddim_step(noisy, predictor, schedule, i) for i, (noisy, clean) in enumerate(pairwise(path[::-1]))
@@ -48,7 +53,7 @@ class DirectInversion(Inverter):
 
     @torch.no_grad()
     def reconstruct(self, inversion: Inversion, predictor: NoisePredictor, schedule: Schedule) -> Tensor:
-        """Return the clean latents ``[B,C,h,w]`` that are sampled with the stored offset added after each step."""
+        """Return the clean latents ``[B,C,h,w]`` of the sampler, which adds the stored offset after each step."""
         z = inversion.seed
         for i in range(len(schedule)):
             z = ddim_step(z, predictor, schedule, i) + inversion.aux["offsets"][:, i]

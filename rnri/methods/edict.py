@@ -33,9 +33,8 @@ class EDICT(Inverter):
     ``A`` and ``B`` of the DDIM step. The last two equations of a step are called the mixing. As in the authors' code,
     every second step, counted from the noisy end, computes ``y'`` before ``x'``; the mixing computes ``x`` first in all
     steps. Sampling and inversion both count the steps from the noisy end. An inversion step therefore uses the order of
-    the sampling step that it reverses, for even and odd numbers of steps.
-    Diffusers' community pipeline of EDICT counts the inversion steps from the clean end, so that it can invert only an
-    even number of steps.
+    the sampling step that it reverses, for even and odd numbers of steps. Diffusers' community pipeline of
+    EDICT counts the inversion steps from the clean end, so that it can invert only an even number of steps.
 
     The inversion is computed in float64, because inverting the mixing divides by ``p`` twice per step, which magnifies
     rounding errors. With ``p = 0.93`` and 50 steps, rounding errors are magnified by 0.93^-100, about 1,400. The final
@@ -57,7 +56,10 @@ class EDICT(Inverter):
     def invert(
         self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentCallback = no_callback
     ) -> Inversion:
-        """Return the seeds (noise latents) of the clean latents ``z0 [B,C,h,w]``; ``x`` and ``y`` start at ``z0``."""
+        """Return the seeds (noise latents) of the clean latents ``z0 [B,C,h,w]``.
+
+        Both of EDICT's coupled latents start at ``z0``.
+        """
         z0 = to_state_dtype(z0)
         p = self.mix
         x = y = z0
@@ -92,10 +94,10 @@ class EDICT(Inverter):
 
 
 def _update_order(i: int) -> list[tuple[int, int]]:
-    """Return the two updates of step ``i`` in their order.
+    """Return the two updates of sampling step ``i`` in the order in which the sampler computes them.
 
-    Each update is a pair of indices, 0 for ``x`` and 1 for ``y``: first the latent that is updated, then the latent
-    that the network receives.
+    Each update is a pair of indices, 0 for EDICT's latent ``x`` and 1 for its latent ``y``: first the latent that is
+    updated, then the latent that the network receives.
     """
     x_first = [(0, 1), (1, 0)]
     return x_first[::-1] if i % 2 else x_first

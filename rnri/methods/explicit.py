@@ -48,7 +48,10 @@ class ExplicitInverter(Inverter):
         """Yield the latents ``[B,C,h,w]`` after each inversion step, from clean to noisy."""
 
     def aux(self, z0: Tensor) -> dict[str, Tensor]:
-        """Return the tensors that reconstruction needs in addition to the seed."""
+        """Return the tensors, by name, that ``reconstruct`` needs in addition to the seed.
+
+        ``z0 [B,C,h,w]`` are the clean latents that are inverted.
+        """
         return {}
 
     def check_schedule(self, schedule: Schedule) -> None:

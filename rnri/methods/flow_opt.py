@@ -53,9 +53,9 @@ class FlowOpt(Inverter):
         return 1.0 + self.iterations
 
     def with_nfe(self, nfe: int) -> FlowOpt:
-        """Return a copy with ``nfe - 1`` updates of the trajectory.
+        """Return a copy with ``nfe - 1`` updates of the seed.
 
-        The inversion of an image uses ``nfe`` network evaluations per step, and one more evaluation at its start.
+        The inversion of an image then uses ``nfe`` network evaluations per step, and one more evaluation at its start.
 
         Raises:
             ValueError: ``nfe`` is below 2; with one evaluation per step, FlowOpt would equal Uni-Inv.

@@ -24,7 +24,7 @@ class ForwardSteps(InverterWrapper):
 
     The latent after the ``k`` replaced steps is ``z_k = alpha_k z_0 + sigma_k n`` with the clean latent ``z_0`` and
     random noise ``n``. ``inverter`` inverts ``z_k`` with the remaining steps. Inverters with the solvers ``GNRI``,
-    ``RNRISign`` and ``ReNoise`` with regularization are rejected, because these solvers cannot start at a noisy latent.
+    ``RNRISign`` and ``ReNoise`` with regularization are rejected, because these solvers need the clean latent.
     The authors use DDIM inversion and replace 2 or 3 of 50 or 100 steps. The replaced steps need no network evaluation.
     The reconstruction is not exact, because the sampler does not use the noise ``n``.
 

@@ -88,7 +88,10 @@ def _solver(schedule: Schedule) -> DPMSolverMultistepScheduler:
 def _step(
     solver: DPMSolverMultistepScheduler, z: Tensor, predictor: NoisePredictor, schedule: Schedule, i: int
 ) -> tuple[Tensor, float]:
-    """Return mean ``[B,C,h,w]`` and standard deviation of sampling step ``i``, which must be the solver's next step."""
+    """Return the mean ``[B,C,h,w]`` and the standard deviation of the latent after sampling step ``i``.
+
+    ``z`` is the latent before step ``i``, which must be the next step of ``solver``.
+    """
     t = schedule.timestep(i)
     sigma, sigma_next = solver.sigmas[i : i + 2].tolist()
     clean, _ = schedule.clean_and_noise(i, z, predictor(z, t))

@@ -42,7 +42,7 @@ def rnri_minimum_norm() -> ImplicitInverter:
 
 @register_method("gnri", paper="GNRI, Samuel et al., ICLR 2025, arXiv 2312.12540", source=NO_LICENSE)
 def gnri() -> ImplicitInverter:
-    """Return GNRI, the method of the later version of the RNRI paper, with the prior ``q(z_t | z_0)``."""
+    """Return GNRI, the method of the later version of the RNRI paper, with a prior given the clean latent."""
     return ImplicitInverter(GNRI())
 
 

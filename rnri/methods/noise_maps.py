@@ -53,7 +53,10 @@ class NoiseMaps(Inverter):
 
     @abstractmethod
     def sampler(self, schedule: Schedule) -> Step:
-        """Return the step function of a new sampler; its first call must be for step 0, the noisiest step."""
+        """Return the function that computes the steps of a new stochastic sampler with ``schedule``.
+
+        The first call of the returned function must be for step 0, the noisiest step.
+        """
 
     def stores_map(self, i: int, schedule: Schedule) -> bool:
         """Return whether the noise map of step ``i`` is stored; a noise map that is not stored is zero."""

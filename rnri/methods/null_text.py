@@ -113,6 +113,14 @@ class NullText(Inverter):
         """Return the optimized negative condition of step ``i``, and the evaluation counts of each sample.
 
         The counts are the numbers of forward evaluations and of backward passes, each int64 ``[B]``.
+
+        Args:
+            z: latents before step ``i``, ``[B,C,h,w]``.
+            target: latents to which step ``i`` should lead, ``[B,C,h,w]``.
+            negative: negative condition with which the optimization starts.
+            predictor: predictor with guidance.
+            schedule: schedule of the sampler.
+            i: index of the sampler step, 0 at the noisy end.
         """
         a, b = schedule.coefficients(i)
         t = schedule.timestep(i)

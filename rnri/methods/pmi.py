@@ -85,7 +85,11 @@ class PMI(ExplicitInverter):
     def _velocity(
         self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule
     ) -> Callable[[Tensor, int, Tensor | None], Tensor]:
-        """Return the function ``(z, i, previous)`` that computes the velocity of ``base`` in step ``i``."""
+        """Return the function ``(z, i, previous)`` that computes the velocity of the method ``base`` in step ``i``.
+
+        ``z`` is the latent at the cleaner end of step ``i``. ``previous`` is the corrected velocity of the previous
+        inversion step, or None in the first inversion step.
+        """
 
         def at(z: Tensor, i: int, sigma: float) -> Tensor:
             return predictor(z, timestep_at_sigma(schedule, i, sigma))
@@ -103,7 +107,10 @@ class PMI(ExplicitInverter):
         return euler if self.base == "euler" else midpoint
 
     def _corrected(self, velocity: Tensor, previous: Tensor, mean: Tensor, radius: float) -> Tensor:
-        """Return the corrected velocity ``[B,C,h,w]``; samples with zero gradient of ``F`` are not corrected."""
+        """Return ``velocity - radius g / ||g||``, ``[B,C,h,w]``, where ``g`` is the gradient of ``F`` at ``velocity``.
+
+        ``F(v) = ||v - previous||_1 + ||v - mean||^2 / (2 lam)``. Samples with ``g = 0`` are not corrected.
+        """
         gradient = (velocity - previous).sign() + (velocity - mean) / self.lam
         norm = gradient.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
         return velocity - radius * torch.where(norm > 0, gradient / norm, torch.zeros_like(gradient))

@@ -9,5 +9,5 @@ from rnri.solvers.precise_inv import PreciseInv
 
 @register_method("precise_inv", paper="PreciseInv, Zuo et al., NeurIPS 2025", source=NOT_COMPARED)
 def precise_inv() -> ImplicitInverter:
-    """Return PreciseInv, which differentiates the network."""
+    """Return PreciseInv, which needs derivatives of the network."""
     return ImplicitInverter(PreciseInv())

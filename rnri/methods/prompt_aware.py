@@ -67,7 +67,8 @@ class PromptAware(InverterWrapper):
             check_noisy_start(self.inverter)
         if self.reuse and not self.inverter.seed_only:
             raise ValueError(
-                f"{type(self.inverter).__name__} cannot start in the middle of a schedule; set reuse=False."
+                f"{type(self.inverter).__name__} cannot start in the middle of a schedule, as reuse=True requires, "
+                "because it stores tensors in addition to the seed; set reuse=False."
             )
         if self.reuse and len(schedule) <= self.steps:
             raise ValueError(
@@ -79,7 +80,7 @@ class PromptAware(InverterWrapper):
     def invert(
         self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentCallback = no_callback
     ) -> Inversion:
-        """Adjust the clean latents ``z0 [B,C,h,w]``, and return the seeds (noise latents) of the adjusted latents.
+        """Adjust the clean latents ``z0 [B,C,h,w]`` to the prompts, and return the seeds of the adjusted latents.
 
         Raises:
             ValueError: ``check_schedule`` rejects the schedule.

@@ -11,11 +11,11 @@ RENOISE = "ReNoise, Garibi et al. 2024, arXiv 2403.14602"
 
 @register_method("renoise", paper=RENOISE, source=NO_LICENSE)
 def renoise() -> ImplicitInverter:
-    """Return ReNoise with the published averaging windows."""
+    """Return ReNoise with the published numbers of evaluations and averages of predictions."""
     return ImplicitInverter(ReNoise())
 
 
 @register_method("renoise_one_window", paper=f"variant of {RENOISE}", source=NO_LICENSE)
 def renoise_one_window() -> ImplicitInverter:
-    """Return ReNoise with the same averaging window for all inversion steps, including the cleanest steps."""
+    """Return ReNoise that averages the same evaluations in all inversion steps, also in the cleanest steps."""
     return ImplicitInverter(ReNoise(clean_below=0))

@@ -94,7 +94,9 @@ class Rex(Inverter):
     def invert(
         self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentCallback = no_callback
     ) -> Inversion:
-        """Return the seeds (noise latents) of the clean latents ``z0 [B,C,h,w]``; ``x`` and ``y`` start at ``z0``.
+        """Return the seeds (noise latents) of the clean latents ``z0 [B,C,h,w]``.
+
+        Both of Rex's latents start at ``z0``.
 
         Raises:
             ValueError: ``check_schedule`` rejects the schedule.
@@ -128,7 +130,10 @@ class Rex(Inverter):
         return x
 
     def _increment(self, z: Tensor, start: Level, end: Level, predictor: NoisePredictor, schedule: Schedule) -> Tensor:
-        """Return ``Psi(start -> end, z)``, the increment of ``z / w`` in one Runge-Kutta step, ``[B,C,h,w]``."""
+        """Return ``Psi(start -> end, z)``, the increment of ``z / w`` in one Runge-Kutta step, ``[B,C,h,w]``.
+
+        ``w`` is the noise level (``form="data"``) or the signal level (``form="noise"``) of ``z``.
+        """
         h = self._time(end) - self._time(start)
         slope = self._estimate(z, start, predictor, schedule)
         if self.tableau == "euler":
@@ -154,12 +159,19 @@ class Rex(Inverter):
         return level.alpha / level.sigma if self.form == "data" else level.sigma / level.alpha
 
     def _level_at(self, time: float, schedule: Schedule) -> Level:
-        """Return the noise level of flow matching at which Rex's time variable equals ``time``."""
+        """Return the noise level of flow matching at which Rex's time variable equals ``time``.
+
+        The time variable is ``alpha / sigma`` with ``form="data"``, and ``sigma / alpha`` with ``form="noise"``.
+        """
         sigma = 1 / (1 + time) if self.form == "data" else time / (1 + time)
         return Level(1 - sigma, sigma, timestep_at_sigma(schedule, 0, sigma))
 
     def _levels(self, schedule: Schedule) -> list[Level]:
-        """Return the noise levels before each step and after the last step, from noisy to clean, with ``w`` >= 2e-4."""
+        """Return the noise levels before each step and after the last step, from noisy to clean.
+
+        A level whose noise level (``form="data"``) or signal level (``form="noise"``) is below ``MIN_LEVEL`` is
+        replaced by the level at ``MIN_LEVEL``.
+        """
         is_flow = schedule.predicts == "flow"
         numbers = [schedule.alpha_sigma(i) for i in range(len(schedule))]
         pairs = [(alpha, sigma) for alpha, sigma, _, _ in numbers] + [numbers[-1][2:]]
@@ -174,7 +186,10 @@ class Rex(Inverter):
 
 
 def _timestep(schedule: Schedule, i: int, sigma: float) -> int | float:
-    """Return the timestep of the noise level before step ``i``, or after the last step if ``i == len(schedule)``."""
+    """Return the network's timestep for the noise level before step ``i``, which is ``sigma`` in flow matching.
+
+    ``i == len(schedule)`` stands for the noise level after the last step.
+    """
     if schedule.predicts == "flow":
         return timestep_at_sigma(schedule, 0, sigma)
     return schedule.timestep(i) if i < len(schedule) else 0

@@ -78,7 +78,11 @@ class RFInversion(ExplicitInverter):
 
     @torch.no_grad()
     def reconstruct(self, inversion: Inversion, predictor: NoisePredictor, schedule: Schedule) -> Tensor:
-        """Return the clean latents ``[B,C,h,w]`` of the Euler sampler, steered towards ``z_0`` from start to stop."""
+        """Return the clean latents ``[B,C,h,w]`` that the Euler sampler generates with steering.
+
+        The steps from the fraction ``start`` to the fraction ``stop`` of the schedule are steered towards the clean
+        latent of the inversion.
+        """
         z = inversion.seed
         clean = inversion.aux["clean"]
         steps = len(schedule)

@@ -131,9 +131,10 @@ def _mean_square(deviation: Tensor) -> Tensor:
 
 
 def _replace_samples(inversion: Inversion, rows: Tensor, other: Inversion, mask: Tensor) -> Inversion:
-    """Return a copy of ``inversion`` in which the samples ``rows`` are replaced by samples of ``other``.
+    """Return a copy of ``inversion`` in which some samples have the seed, target and residuals of ``other``.
 
-    ``mask`` (bool ``[b]``) selects the samples of ``other``.
+    The samples ``rows`` (int64, indices into ``inversion``) are replaced by the samples of ``other`` for which ``mask``
+    (bool ``[b]``) is True. Evaluation counts are not replaced.
     """
     other_rows = mask.nonzero().flatten()
     seed = inversion.seed.clone()

@@ -49,7 +49,10 @@ class SDEdit(Inverter):
     def invert(
         self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule, on_step: LatentCallback = no_callback
     ) -> Inversion:
-        """Return an inversion whose seeds are ``z0 [B,C,h,w]`` with added noise; ``on_step`` is not called."""
+        """Return an inversion whose seeds are the clean latents ``z0 [B,C,h,w]`` with added noise.
+
+        ``on_step`` is not called.
+        """
         z0 = to_state_dtype(z0)
         seed = diffused(z0, self._sampled_steps(schedule).head(1), self.seed)[0]
         return make_inversion(seed, z0, constant_counts(0, schedule, len(z0)), exact=False, seed_only=False)

@@ -60,7 +60,10 @@ class SlerpFlow(ExplicitInverter):
         return list(self._steps(inversion.seed, sigmas, predictor, schedule))[-1]
 
     def _steps(self, z: Tensor, sigmas: list[float], predictor: NoisePredictor, schedule: Schedule) -> Iterator[Tensor]:
-        """Yield the latents ``[B,C,h,w]`` at ``sigmas[1:]``, starting from the latents ``z`` at ``sigmas[0]``."""
+        """Yield the latents ``[B,C,h,w]`` at the noise levels ``sigmas[1:]``.
+
+        The first step starts from the latents ``z [B,C,h,w]`` at the noise level ``sigmas[0]``.
+        """
         self._check_size(z)
         velocity = predictor(z, timestep_at_sigma(schedule, 0, sigmas[0]))
         for k in range(len(sigmas) - 1):

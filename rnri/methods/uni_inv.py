@@ -32,7 +32,8 @@ class UniInv(ExplicitInverter):
 
         guess = A z_s + B y;    y <- y(guess, t);    z_t = A z_s + B y
 
-    In the first equation, ``y`` is the network's prediction in the previous inversion step. Before the first step,
+    ``z_s`` and ``z_t`` are the latents at the cleaner and at the noisier end of the step. In the first equation, ``y``
+    is the network's prediction in the previous inversion step. Before the first step,
     ``y`` is the prediction at the clean latent ``z_0`` and timestep 0, so that N steps use N + 1 network evaluations.
     For flow matching, ``A = 1`` and ``B = sigma_t - sigma_s`` as in the paper. With the ``A`` and ``B`` of
     ``Schedule.coefficients``, the method also applies to DDIM. Reconstruction uses the schedule's own sampler (Euler or

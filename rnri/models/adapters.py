@@ -27,7 +27,7 @@ SHIFT_NAMES = ("shift", "flow_shift")
 """Names of the shift of the flow-matching noise levels in the configs of diffusers' schedulers."""
 
 IGNORED_WEIGHTS = ("dora_scale", ".diff", "position_embedding")
-"""Diffusers ignores, with a warning, the weights of a LoRA file whose names contain one of these strings."""
+"""Parts of the names of weights in LoRA files that diffusers ignores with a warning."""
 
 TEXT_ENCODER_LAYER = re.compile(r"^(lora_te|text_encoder).*(lora_down|lora\.down|lora_A|lora_linear_layer\.down)")
 """Pattern of the names of LoRA weights that belong to text encoders; it matches one weight per layer."""
@@ -65,15 +65,16 @@ def set_scheduler(pipeline: DiffusionPipeline, name: str) -> None:
 
 
 def _renamed_settings(scheduler: SchedulerMixin, parameters: Container[str]) -> dict[str, object]:
-    """Return the settings of ``scheduler`` that have another name in a class with the arguments ``parameters``.
+    """Return the settings of ``scheduler`` that have another name in the new scheduler's class, by the new name.
 
-    ``from_config`` of diffusers would replace these settings by the defaults of the class.
+    ``parameters`` are the names of the arguments of the new class. ``from_config`` of diffusers would replace these
+    settings by the defaults of the new class.
     """
     scheduler = base_scheduler(scheduler)
     old_parameters = inspect.signature(type(scheduler)).parameters
     settings: dict[str, object] = {}
-    # The config may also contain the other name, left by a scheduler that this one replaced. Only the name in the
-    # scheduler's own class is in effect.
+    # If the scheduler replaced an older scheduler, its config may contain the shift under both names. Only the name
+    # that is an argument of the scheduler's own class is in effect.
     old_name = next((key for key in SHIFT_NAMES if key in old_parameters), None)
     new_name = next((key for key in SHIFT_NAMES if key in parameters), None)
     if old_name is not None and new_name is not None:
@@ -144,7 +145,10 @@ def _convert(pipeline: DiffusionPipeline, path: str | Path, *, local_files_only:
 
 
 def _check_no_ignored_weights(path: str | Path, raw: Mapping[str, Tensor]) -> None:
-    """Raise ValueError if the file has nonzero weights that diffusers ignores with a warning."""
+    """Raise ValueError if a LoRA file has nonzero weights that diffusers ignores with a warning.
+
+    ``raw`` contains the tensors of the file ``path`` by the names in the file.
+    """
     ignored = [name for name, weight in raw.items() if any(map(name.__contains__, IGNORED_WEIGHTS)) and weight.any()]
     if ignored:
         kind = " (it is a DoRA)" if "dora_scale" in ignored[0] else ""

@@ -57,7 +57,10 @@ class ChromaFamily(FluxFamily):
     def denoiser(
         self, prompts: list[str], guidance: float, negatives: list[str], image_size: tuple[int, int]
     ) -> ChromaDenoiser:
-        """Return the denoiser, with classifier-free guidance if ``guidance`` is above 1."""
+        """Return the denoiser for ``prompts``, with classifier-free guidance if ``guidance`` is above 1.
+
+        ``negatives`` are the negative prompts of classifier-free guidance.
+        """
         guided = guidance > 1
         device = torch.device(self.pipeline._execution_device)
         with torch.no_grad(), eval_no_grad(*components(self.pipeline).values()):

@@ -38,10 +38,11 @@ def check_compiler(device: torch.device) -> None:
     from torch.utils._triton import has_triton
 
     if device.type == "cuda" and not has_triton():
-        raise ConfigError("compile", "needs the package triton on CUDA, which is missing; install it, or set false.")
+        raise ConfigError("compile", "needs the package triton on CUDA; install triton, or set compile to false.")
     try:
         get_cpp_compiler()
     except (InvalidCxxCompiler, OSError):
         raise ConfigError(
-            "compile", "needs a C++ compiler such as g++, and PyTorch finds none; install one, or set false."
+            "compile",
+            "needs a C++ compiler such as g++, and PyTorch finds none; install a compiler, or set compile to false.",
         ) from None

@@ -1,4 +1,4 @@
-"""Read from a diffusers scheduler its table of noise levels, its timesteps, and the noise level after each step.
+"""Reads the noise levels and the timesteps of the steps of a diffusers scheduler.
 
 A copy of the scheduler computes the timesteps and noise levels, so that they equal the values that a pipeline uses. A
 scheduler is rejected if deterministic DDIM or Euler steps cannot reproduce its steps.
@@ -60,7 +60,7 @@ CONSISTENCY_SCHEDULERS = (LCMScheduler, TCDScheduler)
 
 
 def base_scheduler(scheduler: SchedulerMixin) -> SchedulerMixin:
-    """Return the ``source`` of a ``DeterministicScheduler``; return any other scheduler unchanged."""
+    """Return the scheduler from which a ``DeterministicScheduler`` was created, or any other scheduler unchanged."""
     return getattr(scheduler, "source", scheduler)
 
 
@@ -206,7 +206,12 @@ def _set_timesteps(scheduler: SchedulerMixin, steps: int) -> tuple[SchedulerMixi
 
 
 def _integer_timesteps(scheduler: SchedulerMixin, timesteps: Tensor, table: Tensor, steps: int) -> Tensor:
-    """Return ``timesteps`` as int64 ``[N]``; raise ValueError unless the values are descending indices of ``table``."""
+    """Return ``timesteps`` as int64 ``[N]``.
+
+    Raises:
+        ValueError: ``timesteps`` are not descending integers, or are not indices of ``table``, the cumulative alphas of
+            all training timesteps.
+    """
     if isinstance(scheduler, FIXED_STRIDE_SCHEDULERS):
         # For some numbers of steps, such as 61, diffusers' trailing spacing ends with a wrong timestep -1 due to
         # rounding.

@@ -48,10 +48,10 @@ class LatentDiffusion:
     of the network.
 
     ``sample`` and ``pipe(latents=seed)`` generate the same image from a seed if the pipeline's scheduler is DDIM or
-    flow matching; FLUX's pipeline takes the packed seed. With other schedulers, the pipeline generates a different
-    image. For example, Euler scales latents by 0.9977 for trailing timesteps, and LCM adds noise between steps; the
-    latents of PNDM differ by up to 7 % for few steps. With the scheduler that ``rnri.scheduler_for`` returns, the
-    pipeline generates the same image as ``sample``.
+    flow matching. Pipelines whose transformer takes packed latents, such as FLUX's, need ``family.pack(seed)`` instead
+    of ``seed``. With other schedulers, the pipeline generates a different image. For example, Euler scales latents by
+    0.9977 for trailing timesteps, and LCM adds noise between steps; the latents of PNDM differ by up to 7 % for few
+    steps. With the scheduler that ``rnri.scheduler_for`` returns, the pipeline generates the same image as ``sample``.
 
     Args:
         pipeline: a diffusers pipeline; CPU offload is supported.
@@ -60,8 +60,8 @@ class LatentDiffusion:
         image_size: height and width ``(H, W)`` of images in pixels; None means the checkpoint's default.
 
     Raises:
-        ValueError: the pipeline or its scheduler is not supported, its components do not fit together, or
-            ``image_size`` is not a multiple of the side of a latent patch in pixels.
+        ValueError: the pipeline or its scheduler is not supported, its components do not fit together, or a side of
+            ``image_size`` is not a multiple of the number of pixels that the model family requires.
     """
 
     def __init__(

@@ -123,10 +123,10 @@ class Family(ABC):
         return mean, std / config.get("scaling_factor", 1.0)
 
     def vae_mean(self, vae: ModelMixin, pixels: Tensor) -> Tensor:
-        """Return the mean of the posterior distribution of ``vae``, which is not normalized to unit variance.
+        """Return the mean ``[B,C,h,w]`` of the posterior distribution of ``vae``, without scaling to unit variance.
 
         Args:
-            vae: the pipeline's VAE, or a float32 copy of it.
+            vae: the pipeline's VAE, or a float32 copy of the VAE.
             pixels: images ``[B,3,H,W]`` in [-1, 1].
         """
         return vae.encode(pixels).latent_dist.mode()
@@ -135,7 +135,7 @@ class Family(ABC):
         """Return the images ``[B,3,H,W]``, with values of about [-1, 1], that ``vae`` decodes.
 
         Args:
-            vae: the pipeline's VAE, or a float32 copy of it.
+            vae: the pipeline's VAE, or a float32 copy of the VAE.
             latents: latents ``[B,C,h,w]`` without normalization to unit variance, as ``vae_mean`` returns them.
         """
         return vae.decode(latents, return_dict=False)[0]
@@ -146,7 +146,7 @@ class Family(ABC):
         return self.network.dtype
 
     def pipeline_kwargs(self, guidance: float) -> dict[str, Any]:
-        """Return the arguments with which a call of the pipeline samples with the guidance scale ``guidance``.
+        """Return the arguments that make a call of the pipeline sample with the guidance scale ``guidance``.
 
         Args:
             guidance: scale of classifier-free guidance; 1 means no guidance.
@@ -162,14 +162,17 @@ class Family(ABC):
         return latents
 
     def unpack(self, latents: Tensor, latent_size: tuple[int, int]) -> Tensor:
-        """Convert ``latents`` from the layout of the pipeline's ``latents=`` argument to ``[B,C,h,w]``."""
+        """Convert ``latents`` from the layout of the pipeline's ``latents=`` argument to ``[B,C,h,w]``.
+
+        ``latent_size`` is ``(h, w)``.
+        """
         return latents
 
     def attention_editor(self) -> AttentionEditor:
         """Return the attention editor with which ``rnri.editing`` edits images of this model family."""
         raise ValueError(
             f"{type(self).__name__} has no attention editor, so {type(self.pipeline).__name__} cannot edit images by "
-            "attention."
+            "attention: use FlowEdit (flow matching) or PseudoGuidance of rnri.editing."
         )
 
 
@@ -192,9 +195,9 @@ class TransformerFamily(Family):
         return (height // self.patch) * (width // self.patch)
 
     def dynamic_shift(self, latent_size: tuple[int, int], max_shift: float = 1.15) -> float | None:
-        """Return the shift ``mu`` of the scheduler, which grows with the number of image tokens.
+        """Return the shift ``mu`` of the scheduler's noise levels, which grows with the number of image tokens.
 
-        If the scheduler has a fixed shift, None is returned.
+        If the shift of the scheduler does not depend on the image size, the method returns None.
 
         Args:
             latent_size: height and width of the latents.
@@ -249,7 +252,10 @@ def registered_families() -> list[type[Family]]:
 
 
 def registered_family(pipeline_class: type[DiffusionPipeline]) -> type[Family] | None:
-    """Return the model family registered for a pipeline class or its nearest base class; None if there is none."""
+    """Return the model family that is registered for a pipeline class or for its nearest registered base class.
+
+    The function returns None if no family is registered for the class or its base classes.
+    """
     return next((_FAMILIES[base] for base in pipeline_class.__mro__ if base in _FAMILIES), None)
 
 

@@ -128,7 +128,10 @@ class FluxFamily(PackedTransformerFamily):
     def denoiser(
         self, prompts: list[str], guidance: float, negatives: list[str], image_size: tuple[int, int]
     ) -> FluxDenoiser:
-        """Return the denoiser; ``guidance`` is an input of the network for FLUX.1 dev and must be 1 for schnell."""
+        """Return the denoiser for ``prompts``.
+
+        The network of FLUX.1 dev takes ``guidance`` as an input. ``guidance`` must be 1 for FLUX.1 schnell.
+        """
         check_no_negative_prompts(negatives, "FLUX")
         if guidance != 1 and not self._embeds_guidance:
             raise ValueError(
@@ -156,7 +159,10 @@ class FluxFamily(PackedTransformerFamily):
         return self.pipeline._prepare_latent_image_ids(batch_size, height, width, device, dtype)
 
     def schedule(self, steps: int, latent_size: tuple[int, int]) -> Schedule:
-        """Return the pipeline's schedule: sigmas from 1 to ``1 / steps``; dynamic shifting uses the image size."""
+        """Return the pipeline's schedule; before the scheduler's shift, its sigmas descend from 1 to ``1 / steps``.
+
+        With dynamic shifting, the shift of the sigmas depends on the number of image tokens.
+        """
         config = self.pipeline.scheduler.config
         check_steps(steps, config.num_train_timesteps)
         mu = self.dynamic_shift(latent_size)

@@ -96,7 +96,12 @@ class Flux2Family(TransformerFamily):
     def denoiser(
         self, prompts: list[str], guidance: float, negatives: list[str], image_size: tuple[int, int]
     ) -> Flux2Denoiser:
-        """Return the denoiser; ``guidance`` is an input of the network."""
+        """Return the denoiser for ``prompts``; the network of FLUX.2 dev takes the guidance scale as an input.
+
+        Raises:
+            ValueError: a negative prompt is not empty, or ``guidance`` is not 1 and the network takes no guidance
+            scale.
+        """
         self._check_negatives(negatives)
         embeds_guidance = bool(self.network.config.guidance_embeds)
         if guidance != 1 and not embeds_guidance:
@@ -169,7 +174,11 @@ class Flux2KleinFamily(Flux2Family):
     def denoiser(
         self, prompts: list[str], guidance: float, negatives: list[str], image_size: tuple[int, int]
     ) -> Flux2Denoiser:
-        """Return the denoiser, with classifier-free guidance if ``guidance`` is above 1."""
+        """Return the denoiser for ``prompts``, with classifier-free guidance if ``guidance`` is above 1.
+
+        Raises:
+            ValueError: a negative prompt is not empty, or ``guidance`` is not 1 and the checkpoint is distilled.
+        """
         self._check_negatives(negatives)
         if guidance != 1 and self.pipeline.config.is_distilled:
             raise ValueError(

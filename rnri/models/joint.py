@@ -30,7 +30,10 @@ class JointPredictor:
             self.condition = reduce(Condition.cat, [denoiser.network_condition for denoiser in denoisers])
 
     def __call__(self, *latents: Tensor, t: float) -> list[Tensor]:
-        """Return the prediction ``[B,C,h,w]`` of each of the K predictors for its ``latents`` at timestep ``t``."""
+        """Return the predictions of the K predictors at timestep ``t``, each ``[B,C,h,w]``.
+
+        ``latents`` contains one tensor ``[B,C,h,w]`` for each predictor.
+        """
         if self.denoisers is None:
             return [predictor(z, t) for predictor, z in zip(self.predictors, latents, strict=True)]
         rows = [denoiser.network_rows(z) for denoiser, z in zip(self.denoisers, latents, strict=True)]
@@ -49,7 +52,7 @@ class JointPredictor:
 
 
 def _share_network(denoisers: list[Denoiser]) -> bool:
-    """Return whether the denoisers differ in nothing but their conditions and guidance scales."""
+    """Return whether all denoisers have the same network and settings, except for conditions and guidance scales."""
     first = denoisers[0]
     if not isinstance(first, GuidedDenoiser):
         return False

@@ -12,7 +12,7 @@ from rnri.models.schedule import Schedule
 
 @dataclass(frozen=True)
 class MidpointPredictor(NoisePredictor):
-    """Predicts the velocity with which an Euler step equals a midpoint step; each call needs two network evaluations.
+    """Predicts the velocity for which an Euler step equals a midpoint step; each call needs two network evaluations.
 
     For step ``i`` from ``sigma_t`` to ``sigma_s``, with ``h = sigma_s - sigma_t``, the prediction ``y`` and the step
     are::

@@ -67,7 +67,10 @@ class PixArtFamily(TransformerFamily):
     def denoiser(
         self, prompts: list[str], guidance: float, negatives: list[str], image_size: tuple[int, int]
     ) -> PixArtDenoiser:
-        """Return the denoiser, with classifier-free guidance if ``guidance`` is above 1."""
+        """Return the denoiser for ``prompts``, with classifier-free guidance if ``guidance`` is above 1.
+
+        ``negatives`` are the negative prompts of classifier-free guidance.
+        """
         guided = guidance > 1
         with torch.no_grad(), eval_no_grad(*components(self.pipeline).values()):
             text, mask, negative_text, negative_mask = self.pipeline.encode_prompt(

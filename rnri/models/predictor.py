@@ -140,11 +140,12 @@ def to_device(table: Tensor, device: torch.device) -> Tensor:
 
 @dataclass(frozen=True)
 class Condition:
-    """The network inputs that are computed from the prompts.
+    """The network inputs that are computed from the prompts of a batch.
 
     Attributes:
-        text: text embeddings ``[B,L,D]``.
-        added: additional inputs by name, each ``[B,...]``, such as pooled text embeddings.
+        text: text embeddings ``[B,L,D]`` of B prompts with L tokens each.
+        added: additional inputs by name, each ``[B,...]``, such as pooled text embeddings. The input ``mask``, if any,
+            is nonzero for text embeddings of the prompt and zero for padding.
     """
 
     text: Tensor  # [B,L,D]
@@ -155,7 +156,7 @@ class Condition:
 
     @cached_property
     def lengths(self) -> list[int]:
-        """Number of text embeddings of each row that the input ``mask`` (``[B,L]``) does not exclude."""
+        """Number of text embeddings of each prompt that are not padding, according to ``added["mask"] [B,L]``."""
         return self.added["mask"].sum(1).tolist()
 
     def select(self, rows: Tensor) -> Condition:
@@ -163,7 +164,7 @@ class Condition:
         return Condition(self.text[rows], {name: value[rows] for name, value in self.added.items()})
 
     def where(self, mask: Tensor, other: Condition) -> Condition:
-        """Return this condition with the rows replaced by ``other`` where ``mask`` (bool ``[B]``) is False."""
+        """Return this condition with the rows of ``other`` where ``mask`` (bool ``[B]``) is False."""
 
         def select(value: Tensor, alternative: Tensor) -> Tensor:
             row_mask = to_device(mask, value.device).view(-1, *[1] * (value.ndim - 1))
@@ -175,7 +176,8 @@ class Condition:
     def cat(self, other: Condition) -> Condition:
         """Return the rows of this condition followed by the rows of ``other``.
 
-        If the numbers of text embeddings differ, the shorter condition, which must have the input ``mask``, is padded.
+        If one condition has fewer text embeddings per row than the other, its rows are padded with zeros. This
+        condition must then have the input ``mask``.
         """
         length = max(self.text.shape[1], other.text.shape[1])
         first = self._pad(length)
@@ -241,11 +243,14 @@ class GuidedDenoiser(ABC):
 
     @cached_property
     def network_condition(self) -> Condition:
-        """The condition for ``network_rows``: the negative condition, if any, followed by the positive condition."""
+        """The condition of the network's input: the negative condition, if any, followed by the positive condition."""
         return self.positive if self.negative is None else self.negative.cat(self.positive)
 
     def combine(self, output: Tensor, z: Tensor, t: float) -> Tensor:
-        """Return the prediction for ``z`` from the network's ``output`` for ``network_rows(z)``, with guidance."""
+        """Return the noise or velocity for ``z [B,C,h,w]`` from the network's ``output`` for ``network_rows(z)``.
+
+        If guidance is on, the outputs for the negative and the positive condition are combined by :meth:`guided`.
+        """
         if self.negative is not None:
             output = self.guided(*output.chunk(2))
         return self.to_prediction(output, z, t)

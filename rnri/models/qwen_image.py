@@ -50,9 +50,10 @@ class QwenImageDenoiser(TransformerDenoiser):
         return unpack(output, size).to(z.dtype)
 
     def guided(self, negative: Tensor, positive: Tensor) -> Tensor:
-        """Return the guided velocity; each image token is rescaled to the norm of ``positive``, as in the pipeline.
+        """Return the guided velocity ``[B,C,h,w]`` from the velocities for the negative and the positive condition.
 
-        The guided velocity is not affine in ``negative`` and ``positive``.
+        As in the pipeline, each image token of the result of classifier-free guidance is rescaled to the norm of the
+        same token of ``positive``. The guided velocity is not affine in ``negative`` and ``positive``.
         """
         tokens = pack(super().guided(negative, positive))
         norm = pack(positive).norm(dim=-1, keepdim=True)
@@ -81,7 +82,10 @@ class QwenImage21Denoiser(TransformerDenoiser):
         return torch.cat(outputs)[to_device(order, z.device)]
 
     def _network(self, z: Tensor, t: float, text: Tensor) -> Tensor:
-        """Return the output of the transformer for text embeddings ``text [B,L,D]`` without padding."""
+        """Return the velocity ``[B,C,h,w]`` that the transformer predicts for text embeddings ``text [B,L,D]``.
+
+        ``text`` must not contain padding.
+        """
         height, width = z.shape[-2:]
         slots = height * width // 4  # the transformer counts 2 x 2 image tokens as one position of the sequence
         is_image = torch.arange(text.shape[1] + slots, device=z.device) >= text.shape[1]
@@ -120,11 +124,14 @@ class QwenImageFamily(PackedTransformerFamily):
         return {"true_cfg_scale": guidance} | ({"negative_prompt": ""} if guidance > 1 else {})
 
     def vae_mean(self, vae: ModelMixin, pixels: Tensor) -> Tensor:
-        """Return the mean of the VAE's posterior distribution; the VAE receives each image as a video of one frame."""
+        """Return the mean ``[B,C,h,w]`` of the VAE's posterior distribution for ``pixels [B,3,H,W]`` in [-1, 1].
+
+        The VAE of Qwen-Image receives each image as a video of one frame.
+        """
         return super().vae_mean(vae, pixels.unsqueeze(2)).squeeze(2)
 
     def vae_decode(self, vae: ModelMixin, latents: Tensor) -> Tensor:
-        """Return the images that ``vae`` decodes; the VAE of Qwen-Image clamps them to [-1, 1]."""
+        """Return the images ``[B,3,H,W]`` that ``vae`` decodes; the VAE of Qwen-Image clamps its images to [-1, 1]."""
         return super().vae_decode(vae, latents.unsqueeze(2)).squeeze(2)
 
     def check(self) -> None:
@@ -156,7 +163,10 @@ class QwenImageFamily(PackedTransformerFamily):
     def denoiser(
         self, prompts: list[str], guidance: float, negatives: list[str], image_size: tuple[int, int]
     ) -> TransformerDenoiser:
-        """Return the denoiser, with classifier-free guidance if ``guidance`` is above 1."""
+        """Return the denoiser for ``prompts``, with classifier-free guidance if ``guidance`` is above 1.
+
+        ``negatives`` are the negative prompts of classifier-free guidance.
+        """
         return self._denoiser_class(
             transformer=self.network,
             positive=self._encode(prompts),
@@ -169,8 +179,8 @@ class QwenImageFamily(PackedTransformerFamily):
     def _encode(self, prompts: list[str]) -> Condition:
         """Return the text embeddings of ``prompts``.
 
-        The maximum number of tokens is the default of a pipeline call, which is smaller than the default of
-        ``encode_prompt``.
+        The maximum number of tokens is the default ``max_sequence_length`` of a pipeline call, which is smaller than
+        the default of the pipeline's ``encode_prompt``.
         """
         options = {}
         maximum = inspect.signature(self.pipeline.__call__).parameters.get("max_sequence_length")

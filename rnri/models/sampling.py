@@ -16,7 +16,7 @@ LatentCallback = Callable[[int, Tensor], None]
 
 
 def no_callback(_step: int, _latent: object) -> None:
-    """Do nothing; the default callback."""
+    """Do nothing; this function is the default value of the arguments ``on_step``."""
 
 
 def to_state_dtype(z: Tensor) -> Tensor:
@@ -25,9 +25,10 @@ def to_state_dtype(z: Tensor) -> Tensor:
 
 
 def steps_for_strength(strength: float, steps: int) -> int:
-    """Return how many of the ``steps`` steps of a schedule SDEdit samples, rounded to the nearest integer, at least 1.
+    """Return the number of sampling steps of SDEdit: ``strength * steps``, rounded to the nearest integer, at least 1.
 
-    ``strength`` is in (0, 1]. diffusers' image-to-image pipelines round down instead.
+    ``strength`` in (0, 1] is the fraction of the schedule's ``steps`` that SDEdit samples. The image-to-image pipelines
+    of diffusers round down instead.
     """
     return max(1, round(strength * steps))
 
@@ -75,8 +76,9 @@ def trajectory(
 
     Args:
         gradient_steps: number of last steps whose gradient passes through the network; None means all steps. In all
-            earlier steps, the network's prediction is treated as a constant (``dz_s/dz_t = 1/A``), so that the gradient
-            needs almost no time or memory. The value of ``gradient_steps`` does not change the latents.
+            earlier steps, the gradient treats the network's prediction as a constant. The gradient of these steps needs
+            almost no time or memory. The derivative of such a step is ``1 / A`` with the ``A`` of
+            ``Schedule.coefficients``. The value of ``gradient_steps`` does not change the latents.
 
     Raises:
         ValueError: ``keep_last`` is not between 1 and ``len(schedule)``, or ``gradient_steps`` is below 1.

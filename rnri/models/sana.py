@@ -94,7 +94,7 @@ class SanaFamily(TransformerFamily):
     def denoiser(
         self, prompts: list[str], guidance: float, negatives: list[str], image_size: tuple[int, int]
     ) -> SanaDenoiser:
-        """Return the denoiser, with classifier-free guidance if ``guidance`` is above 1.
+        """Return the denoiser for ``prompts``, with classifier-free guidance if ``guidance`` is above 1.
 
         Each prompt begins with the pipeline's default instruction for the text encoder (``complex_human_instruction``).
         """
@@ -120,7 +120,10 @@ class SanaFamily(TransformerFamily):
 
     @contextmanager
     def _same_padding_side(self) -> Iterator[None]:
-        """Restore the tokenizer's ``padding_side``, which the pipeline changes when it encodes prompts."""
+        """Restore the tokenizer's ``padding_side`` at the end of the ``with`` block.
+
+        The pipeline changes ``padding_side`` when it encodes prompts.
+        """
         tokenizer = self.pipeline.tokenizer
         side = tokenizer.padding_side
         try:

@@ -92,7 +92,7 @@ class SD3Family(TransformerFamily):
     def denoiser(
         self, prompts: list[str], guidance: float, negatives: list[str], image_size: tuple[int, int]
     ) -> SD3Denoiser:
-        """Return the denoiser, with classifier-free guidance if ``guidance`` is above 1, as in the pipeline."""
+        """Return the denoiser for ``prompts``, with classifier-free guidance if ``guidance`` is above 1."""
         guided = guidance > 1
         with torch.no_grad(), eval_no_grad(*components(self.pipeline).values()):
             text, negative_text, pooled, negative_pooled = self.pipeline.encode_prompt(

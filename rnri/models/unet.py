@@ -158,7 +158,11 @@ class UNetFamily(Family):
     def denoiser(
         self, prompts: list[str], guidance: float, negatives: list[str], image_size: tuple[int, int]
     ) -> UNetDenoiser:
-        """Return the denoiser; a network that takes the guidance scale as an input (LCM) receives ``guidance``."""
+        """Return the denoiser for ``prompts``.
+
+        A network that takes the guidance scale as an input (LCM) receives ``guidance``. With any other network, the
+        denoiser uses classifier-free guidance if ``guidance`` is above 1.
+        """
         embedding_dim = self._guidance_embedding_dim
         if embedding_dim is not None:
             check_no_negative_prompts(negatives, "LCM")
@@ -216,11 +220,16 @@ class UNetFamily(Family):
     def _added_conditions(
         self, pooled: tuple[Tensor, Tensor | None], batch_size: int, image_size: tuple[int, int]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Return SDXL's additional inputs (pooled text and sizes) for the prompts and for the negative prompts.
+        """Return SDXL's additional inputs for the prompts and for the negative prompts.
 
-        The original size and the target size are ``image_size``; the crop offset is zero.
+        The inputs are the pooled text embeddings and the six sizes: the original size and the target size are
+        ``image_size``, and the crop offset is zero. If guidance is off, the inputs for the negative prompts are empty.
 
-        If guidance is off, the inputs for the negative prompts are empty.
+        Args:
+            pooled: pooled text embeddings of the prompts and of the negative prompts; None instead of the latter if
+                guidance is off.
+            batch_size: number of prompts.
+            image_size: height and width ``(H, W)`` of the images in pixels.
         """
         text, negative_text = pooled
         sizes = self.pipeline._get_add_time_ids(

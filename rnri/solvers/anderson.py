@@ -20,19 +20,24 @@ from rnri.validation import OpenUnitInterval, dataclass
 DERIVATIVE_DRIFT = 6.0
 """Change of the derivative of the network's prediction ``y`` between two inversion steps, divided by ``B``.
 
-The value was measured. ``B`` is the coefficient of the prediction ``y`` in ``f(z) = A z_s + B y(z)``.
+The value was measured. ``B`` is the coefficient of the prediction ``y`` in the step equation ``z = A z_s + B y(z)``.
 """
 LONG_STEP = 0.9
-"""Steps with noise prediction and a coefficient ``B`` above this value use at most ``LONG_STEP_MEMORY`` differences.
+"""Coefficient ``B`` above which an inversion step with noise prediction uses few differences of iterates.
 
-The value was measured. ``B`` is the coefficient of the noise prediction ``y`` in ``f(z) = A z_s + B y(z)``.
+``B`` is the coefficient of the noise prediction ``y`` in the step equation ``z = A z_s + B y(z)``. An inversion step
+with ``B`` above ``LONG_STEP`` uses at most ``LONG_STEP_MEMORY`` differences. The value was measured.
 """
 LONG_STEP_MEMORY = 2
-"""Maximum number of differences of iterates in an inversion step with ``B`` above ``LONG_STEP``."""
+"""Maximum number of differences of iterates in the least-squares problem of an inversion step with a large ``B``.
+
+``B`` is the coefficient of the noise prediction, and is large if it is above ``LONG_STEP``.
+"""
 RETRIES = 3
 """Number of failures without a new best iterate after which the safeguard switches between its two kinds of updates.
 
-The value was tuned on the test equations in ``tests.problems``.
+The two kinds of updates are described in :class:`SafeguardedAnderson`. The value was tuned on the test equations in
+``tests.problems``.
 """
 
 
@@ -173,7 +178,13 @@ class SafeguardedAnderson(IterativeSolver):
         )
 
     def _update_failures(self, state: SafeguardState, norm: Tensor, improved: Tensor) -> tuple[Tensor, SafeguardState]:
-        """Return a mask of the samples whose iteration failed, bool ``[b]``, and the state with updated counts."""
+        """Return a mask of the samples whose iteration failed, bool ``[b]``, and the state with updated counts.
+
+        Args:
+            state: state after the previous iteration.
+            norm: norm of the residual ``f(z) - z`` of the current iterate, ``[b]``.
+            improved: whether ``norm`` is smaller than the smallest residual norm so far, bool ``[b]``.
+        """
         grown = ~(norm <= self.growth * state.best_norm)  # also True if the norm is NaN
         stalled = torch.where(improved, 0.0, state.stalled + 1)
         failed = grown | (stalled >= self.patience)
@@ -187,8 +198,9 @@ class SafeguardedAnderson(IterativeSolver):
     ) -> tuple[Secants | None, float]:
         """Return differences of ``f`` from previous inversion steps, and the expected error of these differences.
 
-        From one inversion step to the next, the derivative of the prediction ``y`` changes in proportion to ``B``. The
-        derivative of ``f`` contains the factor ``B``, so that its change is proportional to ``B^2``.
+        ``f(z) = A z_s + B y(z)`` is the function in the step equation ``z = f(z)``. From one inversion step to the
+        next, the derivative of the prediction ``y`` changes in proportion to ``B``. The derivative of ``f`` contains
+        the factor ``B``, so that its change is proportional to ``B^2``.
 
         Args:
             problem: the equation of the current inversion step.
@@ -252,7 +264,16 @@ class Differences(NamedTuple):
 
 
 def anderson_mix(f: Tensor, r: Tensor, differences: Differences, regularization: float) -> Tensor:
-    """Return Anderson's iterate ``f - df gamma``, ``[b,d]``, of the value ``f [b,d]`` and residual ``r [b,d]``."""
+    """Return Anderson's iterate ``f - df gamma``, ``[b,d]``.
+
+    ``gamma`` is the solution of the regularized least-squares problem ``dr gamma = r``.
+
+    Args:
+        f: the value ``f(z)`` at the current iterate ``z``, ``[b,d]``.
+        r: the residual ``f(z) - z``, ``[b,d]``.
+        differences: differences ``df`` of values and ``dr`` of residuals.
+        regularization: Tikhonov weight of the differences of the current inversion step.
+    """
     df, dr, carried, drift = differences
     norm = dr.norm(dim=2, keepdim=True)
     norm = torch.where(norm > 0, norm, 1.0)  # avoids 0 / 0 for two equal iterates
@@ -276,10 +297,11 @@ def anderson_mix(f: Tensor, r: Tensor, differences: Differences, regularization:
 def _append(
     state: SafeguardState, f: Tensor, r: Tensor, improved: Tensor, memory: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Append ``f`` and ``r`` ``[b,d]`` to the last iterates; return ``fs``, ``rs`` and the new ``best_index``.
+    """Append the value ``f [b,d]`` and the residual ``r [b,d]`` of a new iterate to the last iterates in ``state``.
 
-    If there are more than ``memory`` differences, the oldest iterate that is not the best iterate is removed. An
-    iterate that is not finite is replaced by the best iterate.
+    The function returns the new ``fs``, ``rs`` and ``best_index`` of :class:`SafeguardState`. If there are more than
+    ``memory`` differences, the oldest iterate that is not the best iterate is removed. An iterate that is not finite is
+    replaced by the best iterate.
     """
     finite = r.isfinite().all(1)
     f = torch.where(finite[:, None], f, _gather(state.fs, state.best_index)[:, 0])

@@ -1,7 +1,8 @@
 """Allocation of the network evaluations (NFE) of an inversion to its inversion steps.
 
-Near the root, each evaluation of the fixed-point iteration multiplies the error by the derivative of ``f``.
-``f(z) = A z_s + B y(z)`` contains the network's prediction ``y``. For Gaussian latents of variance ``v``, signal level
+Each inversion step solves an equation ``z = f(z)`` by a fixed-point iteration, where ``f(z) = A z_s + B y(z)`` with the
+cleaner latent ``z_s``, the coefficients ``A`` and ``B`` of the step, and the network's prediction ``y``. Near the root,
+each evaluation multiplies the error by the derivative of ``f``. For Gaussian latents of variance ``v``, signal level
 ``alpha`` and noise level ``sigma``, the derivative of the optimal noise prediction is
 ``sigma / (alpha^2 v + sigma^2)``. The derivative of the optimal velocity prediction is
 ``(sigma - alpha v) / (alpha^2 v + sigma^2)``. With noise prediction, the derivative of ``f`` is
@@ -28,29 +29,43 @@ from torch import Tensor
 from rnri.models.schedule import Schedule
 
 DETAIL_VARIANCE = 0.02
-"""Variance ``v`` of fine image detail, for latents of unit variance."""
+"""Variance of fine image detail that :func:`difficulty` assumes, for latents of unit variance."""
 FEW_STEPS_THRESHOLD = 9
-"""A schedule with fewer steps than this value has at least one network evaluation per inversion step.
+"""Number of steps of a schedule below which every inversion step gets at least one network evaluation.
 
-With fewer than ``FEW_STEPS_THRESHOLD`` steps, extrapolated noise predictions are too inaccurate to replace a network
-evaluation. The value of the threshold was measured.
+With fewer steps, extrapolated noise predictions are too inaccurate to replace a network evaluation. The threshold was
+found by measurements.
 """
 FEW_STEPS_VARIANCE = 0.1
-"""Variance ``v`` that is assumed for schedules with fewer than ``FEW_STEPS_THRESHOLD`` steps.
+"""Variance of latents that :func:`difficulty` assumes for schedules with fewer than ``FEW_STEPS_THRESHOLD`` steps.
 
-The value is larger than ``DETAIL_VARIANCE``, because the sampler amplifies the errors of the noisier steps. With few
+The variance is larger than ``DETAIL_VARIANCE``, because the sampler amplifies the errors of the noisier steps. With few
 steps, the errors of the noisier steps matter more than errors in fine detail.
 """
 VERY_FEW_STEPS_THRESHOLD = 4
-"""Number of steps below which ``v`` is even larger than ``FEW_STEPS_VARIANCE``; the threshold was measured."""
+"""Number of steps below which the assumed variance is ``FEW_STEPS_VARIANCE * VERY_FEW_STEPS_THRESHOLD / steps``.
+
+The threshold was found by measurements.
+"""
 MIN_RHO = 0.01
-"""Lower bound of rho, the derivative of ``f``; it applies to inversion steps that hardly change the latent."""
+"""Lower bound of the derivative of ``f`` in the step equation ``z = f(z)``.
+
+The bound applies to inversion steps that hardly change the latent.
+"""
 MAX_RHO = 0.97
-"""Upper bound of rho, the derivative of ``f``; it applies to steps that replace almost the whole latent by noise."""
+"""Upper bound of the derivative of ``f`` in the step equation ``z = f(z)``.
+
+The bound applies to inversion steps that replace almost the whole latent by noise.
+"""
 
 
 def difficulty(schedule: Schedule) -> Tensor:
-    """Return the relative number of evaluations of each inversion step, float64 ``[N]``, from clean to noisy."""
+    """Return the relative number of network evaluations of each inversion step, float64 ``[N]``, from clean to noisy.
+
+    The number of an inversion step is ``1 / log(1 / rho)``. Here ``rho`` is the absolute derivative of ``f`` in the
+    step equation ``z = f(z)`` for Gaussian data, clamped to [``MIN_RHO``, ``MAX_RHO``]. For flow matching with at least
+    ``FEW_STEPS_THRESHOLD`` steps, all numbers are 1.
+    """
     num_steps = len(schedule)
     few_steps = num_steps < FEW_STEPS_THRESHOLD
     if schedule.predicts == "flow" and not few_steps:
@@ -115,7 +130,11 @@ class NfeBudget:
         return max_nfe.minimum(remaining)
 
     def consume(self, max_nfe: Tensor, nfe: Tensor) -> None:
-        """Subtract ``nfe [B]`` evaluations, which an inversion step with the maximum ``max_nfe [B]`` has used."""
+        """Subtract the ``nfe [B]`` network evaluations that an inversion step has used.
+
+        ``max_nfe [B]`` is the maximum that :meth:`allocate` returned for this inversion step. If a sample used fewer
+        evaluations than its maximum, its unused evaluations become available to all later inversion steps.
+        """
         self.unspent = self.unspent - nfe
         returned = torch.where(nfe < max_nfe, self.unspent, 0.0)
         self.unassigned = self.unassigned + returned

@@ -11,9 +11,12 @@ from rnri.models.predictor import to_device
 from rnri.solvers.implicit import ImplicitStep, Solution
 
 DEFAULT_BETA = 0.5
-"""Factor ``beta`` of the fitted extrapolation if there are fewer than the three predictions that fitting needs."""
+"""Factor ``beta`` of the extrapolation ``eps_{k-1} + beta (eps_{k-1} - eps_{k-2})`` for only two predictions ``eps``.
+
+Fitting ``beta`` by least squares needs three predictions.
+"""
 MAX_BETA = 1.5
-"""Upper bound of the fitted factor ``beta``."""
+"""Upper bound of the fitted factor ``beta`` of the extrapolation ``eps_{k-1} + beta (eps_{k-1} - eps_{k-2})``."""
 
 
 @dataclass(frozen=True)
@@ -30,16 +33,17 @@ class PredictionHistory:
         return len(self.predictions)
 
     def append(self, problem: ImplicitStep, solution: Solution) -> PredictionHistory:
-        """Return this history with the prediction at the ``solution`` of ``problem`` appended.
+        """Return this history, extended by the network's prediction at the ``solution`` of an inversion step.
 
-        If the coefficient of the prediction in the equation is 0, the history is returned unchanged. If the evaluation
-        of a sample is not finite, the last prediction of this sample is used again.
+        ``problem`` is the equation ``z = A z_s + B y(z)`` of the inversion step, and ``y`` is the prediction. If ``B``
+        is 0, the history is returned unchanged. If the evaluation of a sample is not finite, the prediction of this
+        sample in the previous inversion step is used again.
         """
         if problem.b == 0:
             return self
         prediction = problem.prediction(solution.value)
         diverged = solution.residual.isinf()
-        is_on_device = diverged.device.type != "cpu"  # on a GPU, any() waits
+        is_on_device = diverged.device.type != "cpu"  # diverged.any() would wait for a GPU
         if self.predictions and (is_on_device or diverged.any()):
             mask = to_device(diverged, prediction.device).view(-1, 1, 1, 1)
             prediction = torch.where(mask, self.predictions[-1], prediction)
@@ -48,7 +52,10 @@ class PredictionHistory:
     def extrapolate(self, fitted: bool) -> Tensor:
         """Return the extrapolated prediction of the next inversion step, ``[B,C,h,w]``.
 
-        The history must contain at least one prediction.
+        With one prediction in the history, this prediction is returned. With more predictions, the result is
+        ``eps_{k-1} + beta (eps_{k-1} - eps_{k-2})``, where ``eps_{k-1}`` and ``eps_{k-2}`` are the last two
+        predictions. The factor ``beta`` is fitted by least squares if ``fitted`` is True, and 1 otherwise. The history
+        must contain at least one prediction.
         """
         last = self.predictions[-1]
         if len(self) == 1:
@@ -58,9 +65,10 @@ class PredictionHistory:
     def beta(self, fitted: bool) -> Tensor:
         """Return the factor ``beta [B]`` of the extrapolation ``eps_{k-1} + beta (eps_{k-1} - eps_{k-2})``.
 
-        Without ``fitted``, ``beta`` is 1. With ``fitted``, ``beta`` is the least-squares factor for the extrapolation
-        of ``eps_{k-1}`` from the two predictions before ``eps_{k-1}``, clamped to [0, 1.5]. The history must contain at
-        least two predictions.
+        ``eps_j`` is the prediction of inversion step ``j``. Without ``fitted``, ``beta`` is 1. With ``fitted``,
+        ``beta`` is the least-squares factor for the extrapolation of ``eps_{k-1}`` from the two predictions before
+        ``eps_{k-1}``, clamped to [0, 1.5]. With ``fitted`` and only two predictions, ``beta`` is 0.5. The history must
+        contain at least two predictions.
         """
         last = self.predictions[-1]
         if not fitted:

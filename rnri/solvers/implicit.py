@@ -50,8 +50,8 @@ class Prior:
 
     Attributes:
         z_s: the latent at the cleaner end of the step, ``[B,C,h,w]``.
-        z_0: the clean latent, ``[B,C,h,w]``; only ``marginal_mean`` needs it.
-        alpha, sigma: signal level and noise level of ``z_t``.
+        z_0: the clean latent, ``[B,C,h,w]``; None if ``q(z_t | z_0)`` is not used.
+        alpha, sigma: signal level ``alpha_t`` and noise level ``sigma_t`` of ``z_t``.
         alpha_s, sigma_s: signal level and noise level of ``z_s``.
     """
 
@@ -63,13 +63,13 @@ class Prior:
     sigma_s: float
 
     def select(self, rows: Tensor) -> Prior:
-        """Return the distributions of the samples ``rows``."""
+        """Return the distributions of the samples ``rows`` (int64 ``[b]``, indices into this batch)."""
         z_0 = None if self.z_0 is None else self.z_0[to_device(rows, self.z_0.device)]
         return replace(self, z_s=self.z_s[to_device(rows, self.z_s.device)], z_0=z_0)
 
     @property
     def mean(self) -> Tensor:
-        """Mean ``[B,C,h,w]`` of ``q(z_t | z_s)``: ``(alpha_t / alpha_s) z_s``.
+        """Mean ``[B,C,h,w]`` of ``q(z_t | z_s)``: ``(alpha_t / alpha_s) z_s`` with the signal levels ``alpha``.
 
         The RNRI paper writes this mean as ``sqrt(1 - beta) z_s`` (Eq. 1), where ``beta`` is the variance.
         """
@@ -79,14 +79,15 @@ class Prior:
     def variance(self) -> float:
         """Variance of ``q(z_t | z_s)``: ``sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2``.
 
-        The RNRI paper writes ``beta`` for the variance of ``q(z_t | z_s)`` (Eq. 1). In this module the variance belongs
-        to a step of the sampler's schedule, which may span several training timesteps.
+        ``alpha`` is the signal level and ``sigma`` is the noise level of a latent. The RNRI paper writes ``beta`` for
+        the variance of ``q(z_t | z_s)`` (Eq. 1). Here, ``z_t`` and ``z_s`` are the two ends of a step of the sampler,
+        which may span several training timesteps.
         """
         return self.sigma**2 - (self._signal_ratio * self.sigma_s) ** 2
 
     @property
     def marginal_mean(self) -> Tensor:
-        """Mean ``[B,C,h,w]`` of ``q(z_t | z_0) = N(alpha_t z_0, sigma_t^2 I)``.
+        """Mean ``[B,C,h,w]`` of ``q(z_t | z_0) = N(alpha_t z_0, sigma_t^2 I)``, where ``z_0`` is the clean latent.
 
         Raises:
             ValueError: ``z_0`` is None.
@@ -97,13 +98,14 @@ class Prior:
 
     @property
     def marginal_variance(self) -> float:
-        """Variance of ``q(z_t | z_0)``: ``sigma_t^2``."""
+        """Variance of ``q(z_t | z_0)``: ``sigma_t^2``, where ``sigma_t`` is the noise level of ``z_t``."""
         return self.sigma**2
 
     def noise(self, z: Tensor) -> Tensor:
         """Return the noise ``n [B,C,h,w]`` for which ``z`` and ``z_s`` have a common clean latent ``x_0``.
 
-        The noise solves ``z = alpha x_0 + sigma n`` and ``z_s = alpha_s x_0 + sigma_s n``.
+        The noise ``n`` solves ``z = alpha x_0 + sigma n`` and ``z_s = alpha_s x_0 + sigma_s n``, where ``alpha`` and
+        ``sigma`` are the signal level and the noise level of ``z``, and ``alpha_s`` and ``sigma_s`` those of ``z_s``.
         """
         return (z - self.mean) / self.noise_gain
 
@@ -111,7 +113,9 @@ class Prior:
     def noise_gain(self) -> float:
         """The factor ``g = sigma_t - (alpha_t / alpha_s) sigma_s`` of the noise ``n`` in ``z_t = mean + g n``.
 
-        The factor is 0 if both ends of the step have the same noise level. :meth:`noise` returns ``n``.
+        ``alpha`` is the signal level and ``sigma`` is the noise level of ``z_t`` or ``z_s``. :attr:`mean` is
+        ``(alpha_t / alpha_s) z_s``, and :meth:`noise` returns ``n``. The factor is 0 if ``z_t`` and ``z_s`` have the
+        same noise level.
         """
         return self.sigma - self._signal_ratio * self.sigma_s
 
@@ -159,9 +163,9 @@ class ImplicitStep:
     def from_schedule(
         cls, z_s: Tensor, predictor: NoisePredictor, schedule: Schedule, i: int, z_0: Tensor | None = None
     ) -> ImplicitStep:
-        """Return the equation of the latent that sampling step ``i`` maps to ``z_s [B,C,h,w]``.
+        """Return the equation for the noisier latent ``z`` that sampling step ``i`` maps to ``z_s [B,C,h,w]``.
 
-        ``z_0 [B,C,h,w]`` is the clean latent of the inversion; only solvers with the prior ``q(z_t | z_0)`` need it.
+        ``z_0 [B,C,h,w]`` is the clean latent of the inversion, which only solvers with the prior ``q(z_t | z_0)`` need.
         """
         a, b = schedule.coefficients(i)
         return cls(
@@ -192,7 +196,7 @@ class ImplicitStep:
         self.counter.add_backward()
 
     def jvp(self, z: Tensor, direction: Tensor) -> Tensor:
-        """Return the derivative of ``relaxed(z, f(z))`` at ``z`` along ``direction``, ``[B,C,h,w]``.
+        """Return the derivative of ``z + relaxation * (f(z) - z)`` at ``z`` along ``direction``, ``[B,C,h,w]``.
 
         The call counts as one forward and one backward evaluation per sample.
         """
@@ -216,25 +220,32 @@ class ImplicitStep:
         )
 
     def with_secants(self, secants: Secants) -> ImplicitStep:
-        """Return the same equation with a recorder that starts from the secants of previous inversion steps."""
+        """Return the same equation with a recorder that starts from the secants of previous inversion steps.
+
+        Secants are differences of latents and of the network's predictions for these latents.
+        """
         return replace(self, recorder=SecantRecorder.start(secants))
 
     def with_anchor(self, prediction: Tensor) -> ImplicitStep:
-        """Return the same equation with the anchor ``A z_s + B prediction``, for a ``prediction [B,C,h,w]``."""
+        """Return the same equation with the latent ``A z_s + B prediction`` as the attribute ``anchor``.
+
+        ``prediction [B,C,h,w]`` is the prediction that leads from the previous to the current latent of the inversion.
+        The solver SelFix pulls its iterates towards the anchor.
+        """
         return replace(self, anchor=self.a * self.z_s + self.b * prediction)
 
     def with_zero_counts(self) -> ImplicitStep:
-        """Return the same equation with a new counter, which starts at 0."""
+        """Return the same equation with a new counter of network evaluations, which starts at 0."""
         return replace(self, counter=EvaluationCounter.zeros(len(self)))
 
     def relaxed(self, z: Tensor, f: Tensor) -> Tensor:
-        """Return the relaxed value ``z + relaxation * (f - z)``, ``[B,C,h,w]``, for ``f = f(z)``."""
+        """Return ``z + relaxation * (f - z)``, ``[B,C,h,w]``, where ``f`` is the value ``f(z)`` of this equation."""
         return f if self.relaxation == 1 else z + self.relaxation * (f - z)
 
     def prediction(self, f: Tensor) -> Tensor:
-        """Return the prediction ``y(z)``, ``[B,C,h,w]``, from the value ``f = f(z)`` without a network evaluation.
+        """Return the prediction ``y(z)``, ``[B,C,h,w]``, for which ``A z_s + B y(z)`` is ``f``.
 
-        The coefficient ``b`` must not be 0.
+        The method does not evaluate the network. The coefficient ``B`` must not be 0.
         """
         return (f - self.a * self.z_s) / self.b
 
@@ -248,8 +259,8 @@ class Solution:
             sample that has not converged, ``z`` is the solver's next iterate (in most solvers ``f(z_k)``), at which
             ``f`` was not evaluated.
         residual: ``[B]``, mean ``|z_k - f(z_k)|`` over the elements of the best evaluated iterate ``z_k``. The residual
-            is ``inf`` if no evaluation was finite. The tensors ``residual`` and ``converged`` are on the CPU or on the
-            device of ``z``.
+            is ``inf`` if the last evaluation of the sample was not finite. The tensors ``residual`` and ``converged``
+            are on the CPU or on the device of ``z``.
         nfe: int64 ``[B]``, number of network evaluations of each sample.
         backward: int64 ``[B]``, number of backward passes of each sample.
         converged: bool ``[B]``, whether ``f`` was evaluated at ``z`` and the residual of ``z`` is within the tolerance.

@@ -23,9 +23,10 @@ from rnri.solvers.implicit import EvaluationCounter, ImplicitStep, Solution, mea
 from rnri.validation import dataclass
 
 MAX_EVALUATIONS_WITHOUT_WAIT = 2
-"""Mean number of evaluations per inversion step up to which a GPU also evaluates samples that have converged.
+"""Number of network evaluations per inversion step up to which a GPU also evaluates converged samples.
 
-Removing converged samples from the batch would require waiting for the GPU.
+For a larger number, converged samples are removed from the batch, which saves evaluations but makes the CPU wait for
+the GPU.
 """
 
 State = tuple[Tensor, ...]
@@ -124,10 +125,13 @@ class IterativeSolver(ABC):
 
     @abstractmethod
     def step(self, iterate: Iterate) -> tuple[Tensor, State]:
-        """Return the next iterate ``[b,C,h,w]`` and the new state."""
+        """Return the next iterate ``[b,C,h,w]``, and the state that the next call of ``step`` receives."""
 
     def merit(self, iterate: Iterate, residual: Tensor) -> Tensor:
-        """Return the quantity ``[b]`` that is smallest for the best iterate, by default the mean ``|z - f(z)|``."""
+        """Return the quantity ``[b]`` that is smallest for the best iterate, which ``keep_best`` selects.
+
+        By default, the quantity is ``residual``, the mean ``|z - f(z)|`` over the elements of a sample.
+        """
         return residual
 
     def final_iterate(self, z: Tensor, state: State) -> Tensor:
@@ -135,7 +139,7 @@ class IterativeSolver(ABC):
         return z
 
     def has_budget(self, nfe: int, max_nfe: int) -> bool:
-        """Return whether a sample may do another iteration after ``nfe`` network evaluations."""
+        """Return whether a sample may do another iteration after ``nfe`` of at most ``max_nfe`` network evaluations."""
         return nfe + 1 <= max_nfe
 
     def __call__(self, problem: ImplicitStep, z_init: Tensor, max_nfe: Tensor | None = None) -> Solution:
@@ -202,12 +206,12 @@ class IterativeSolver(ABC):
 
     @property
     def needs_no_wait(self) -> bool:
-        """Whether the solver evaluates all samples equally often on a GPU, without waiting for the GPU.
+        """Whether the solver evaluates all samples equally often on a GPU, so that the CPU does not wait for the GPU.
 
-        The solver does so if no sample is expected to stop early (``tolerance`` 0), or if it has at most two
-        evaluations. All other solvers wait once per evaluation. With fewer waits they would evaluate converged samples
-        again. An allocation by difficulty would then have fewer evaluations for later inversion steps, which would
-        change the results.
+        The property is True if no sample is expected to stop early (``tolerance`` 0), or if ``iterations`` is at most
+        2. All other solvers wait once per evaluation, in order to remove converged samples from the batch. Further
+        evaluations of converged samples would count, and an allocation by difficulty would then have fewer evaluations
+        for later inversion steps.
         """
         if type(self).has_budget is not IterativeSolver.has_budget:
             return False
@@ -266,7 +270,11 @@ class IterativeSolver(ABC):
         return best.update(iterate, residual, self.merit(iterate, residual))
 
     def _is_usable(self, best: BestIterate, row: int, residual: float) -> bool:
-        """Return whether ``step`` can continue the sample ``row`` after its last evaluation."""
+        """Return whether ``step`` can continue the sample ``row``, whose last evaluation has the ``residual``.
+
+        A solver with ``has_safeguard`` needs one finite evaluation of the sample; any other solver needs a finite last
+        evaluation.
+        """
         return math.isfinite(best.residual[row] if self.has_safeguard else residual)
 
 
@@ -314,7 +322,10 @@ class BestIterate:
         self.diverged = [False] * len(z_init)
 
     def update(self, iterate: Iterate, residual: Tensor, merit: Tensor) -> list[float]:
-        """Replace the best iterate of each sample for which ``iterate`` has a smaller merit than this best iterate.
+        """Replace the best iterate of each sample whose finite ``iterate`` has a smaller merit than the best iterate.
+
+        If ``keep_best`` is False, every finite ``iterate`` replaces the previous one. The merit is the value of
+        ``IterativeSolver.merit``; ``residual`` and ``merit`` have the shape ``[b]``.
 
         Returns:
             The ``b`` residuals; residuals that are not finite are replaced by ``inf``.
@@ -339,13 +350,13 @@ class BestIterate:
         self.z = replace_rows(self.z, rows, accepted, iterate.z)
         self.f = replace_rows(self.f, rows, accepted, iterate.f)
         self.result = replace_rows(self.result, rows, accepted, iterate.relaxed().f)
-        if not all(finite):  # the stored result f(z) of a diverged sample may not be finite, so return z instead
+        if not all(finite):  # the result of a diverged sample is its best iterate z instead of f(z)
             diverged = to_device(torch.tensor(self.diverged), self.z.device).view(-1, 1, 1, 1)
             self.result = torch.where(diverged, self.z, self.result)
         return [r if is_finite else math.inf for r, is_finite in zip(residuals, finite, strict=True)]
 
     def finalize(self, rows: list[int], mask: list[bool], z: Tensor) -> None:
-        """Set the result of the samples ``rows`` to ``z [b,C,h,w]``, where ``mask`` is True."""
+        """Set the results of some of the ``b`` samples ``rows`` to ``z [b,C,h,w]``: of those whose ``mask`` is True."""
         self.result = replace_rows(self.result, rows, mask, z)
 
     def solution(self, tolerance: float, counter: EvaluationCounter) -> Solution:

@@ -1,5 +1,6 @@
 """Regularized Newton-Raphson inversion (RNRI, arXiv 2312.12540) in five variants.
 
+Each inversion step solves an equation ``z = f(z)`` for the noisier latent ``z``, where ``z_s`` is the cleaner latent.
 For each sample, every variant searches for a root of a scalar function F of the latent. ``RNRIPaper``, ``RNRIMeanSign``
 and ``RNRIMinimumNorm`` use the paper's function F,
 
@@ -32,17 +33,20 @@ from rnri.validation import dataclass
 
 @dataclass(frozen=True)
 class RegularizedNewton(IterativeSolver):
-    """Base class of the RNRI solvers.
+    """Base class of the RNRI solvers, which search for a root of a scalar function F (RNRI, arXiv 2312.12540, Eq. 7).
+
+    F is the L1 norm of ``z - f(z)`` minus ``lambda`` times the logarithm of the prior, where ``z = f(z)`` is the
+    equation of the inversion step.
 
     Attributes:
-        prior_weight: weight of the prior in F, ``lambda`` in the paper.
+        prior_weight: ``lambda``, the weight of the prior in F.
     """
 
     iterations: PositiveInt = 2
     prior_weight: NonNegativeFloat = 0.1
 
     def objective(self, iterate: Iterate) -> Tensor:
-        """Return the objective F of Eq. 7 in the RNRI paper, ``[b]``.
+        """Return F of Eq. 7 in the RNRI paper, ``[b]``: the L1 norm of ``z - f(z)`` plus the weighted prior term.
 
         F is differentiable in ``iterate.z``. The gradient of F includes the network's derivative only if ``iterate.f``
         is part of an autograd graph with ``iterate.z``.
@@ -55,9 +59,9 @@ class RegularizedNewton(IterativeSolver):
         return distance + self.prior_weight * deviation / (2 * prior.variance)
 
     def objective_and_gradient(self, iterate: Iterate) -> tuple[Tensor, Tensor]:
-        """Return F ``[b,1,1,1]`` and its gradient ``g = dF/dz [b,C,h,w]``.
+        """Return the value F ``[b,1,1,1]`` of :meth:`objective` and its gradient ``g = dF/dz [b,C,h,w]``.
 
-        The gradient is computed by autograd and costs one backward pass through the network.
+        Autograd computes the gradient with one backward pass through the network.
         """
         with torch.enable_grad():
             value = self.objective(iterate)
@@ -66,12 +70,16 @@ class RegularizedNewton(IterativeSolver):
 
 
 def _distance(iterate: Iterate) -> Tensor:
-    """Return the L1 norm ``||z - f(z)||_1`` of each sample, ``[b]``."""
+    """Return the L1 norm ``||z - f(z)||_1`` of each sample for the evaluated iterate ``z``, ``[b]``."""
     return (iterate.z - iterate.f).abs().flatten(1).sum(1)
 
 
 def _marginal_deviation(iterate: Iterate, z: Tensor) -> Tensor:
-    """Return ``||z - alpha_t z_0||^2 / (2 sigma_t^2)``, ``[b]``, for the latents ``z [b,C,h,w]``."""
+    """Return ``||z - alpha_t z_0||^2 / (2 sigma_t^2)``, ``[b]``, for the latents ``z [b,C,h,w]``.
+
+    The result is the negative log-density of the prior ``q(z_t | z_0)`` without its normalization. ``z_0`` is the clean
+    latent; ``alpha_t`` and ``sigma_t`` are the signal level and the noise level of ``z_t``.
+    """
     prior = iterate.problem.prior
     return (z - prior.marginal_mean).square().flatten(1).sum(1) / (2 * prior.marginal_variance)
 
@@ -80,12 +88,13 @@ def _marginal_deviation(iterate: Iterate, z: Tensor) -> Tensor:
 class RNRIPaper(RegularizedNewton):
     """RNRI as printed in the paper (Eq. 8): ``z_i <- z_i - F / (d (g_i + eta))`` with ``g_i = dF/dz_i``.
 
-    ``d`` is the number of elements of a latent. As in the paper, ``eta`` is added to the signed derivative. A component
-    with ``g_i`` near ``-eta`` therefore changes by a very large amount. With ``keep_best=True``, the default, the
-    solver returns ``f(z_k)`` of the best iterate ``z_k``, which limits the effect of very large updates.
-    ``keep_best=False`` returns the last iterate, exactly as in the paper. With ``keep_best=True`` the last evaluation
-    needs no derivative, so that K iterations use K forward and K - 1 backward evaluations. With ``prior_weight=0``, the
-    solver is the naive Newton-Raphson method of section 4 of the paper.
+    ``F = ||z - f(z)||_1 - lambda log q(z | z_s)`` (Eq. 7), where ``z = f(z)`` is the equation of the inversion step,
+    ``q`` is the prior, and ``z_s`` is the cleaner latent. ``d`` is the number of elements of a latent. As in the paper,
+    ``eta`` is added to the signed derivative. A component with ``g_i`` near ``-eta`` therefore changes by a very large
+    amount. With ``keep_best=True``, the default, the solver returns ``f(z_k)`` of the best iterate ``z_k``, which
+    limits the effect of very large updates. ``keep_best=False`` returns the last iterate, exactly as in the paper. With
+    ``keep_best=True`` the last evaluation needs no derivative, so that K iterations use K forward and K - 1 backward
+    evaluations. With ``prior_weight=0``, the solver is the naive Newton-Raphson method of section 4 of the paper.
 
     Attributes:
         eta: term added to the derivative in the denominator; the paper does not specify its value.
@@ -121,7 +130,10 @@ class GNRI(RNRIPaper):
         return self.prior_weight > 0
 
     def objective(self, iterate: Iterate) -> Tensor:
-        """Return GNRI's F, ``[b]``, differentiable in ``iterate.z``."""
+        """Return GNRI's F, ``[b]``: the L1 norm of ``z - f(z)`` plus the weighted prior term.
+
+        F is differentiable in ``iterate.z``.
+        """
         return _distance(iterate) + self.prior_weight * _marginal_deviation(iterate, iterate.z)
 
 
@@ -129,9 +141,11 @@ class GNRI(RNRIPaper):
 class RNRISign(RegularizedNewton):
     """RNRI as computed by the authors' published code: ``z <- z - (F / d) sign(z - f(z))``.
 
-    The published code evaluates the network without gradients. Without the network's gradients, the derivative of the
-    L1 norm is the sign of the residual, and the prior only changes the value of F. Therefore all components change by
-    the same absolute amount, and no backward pass is needed. Three choices follow the published code:
+    F is the L1 norm ``||z - f(z)||_1`` plus ``lambda`` times a prior term, where ``z = f(z)`` is the equation of the
+    inversion step and ``lambda`` is ``prior_weight``. The published code evaluates the network without gradients.
+    Without the network's gradients, the derivative of the L1 norm is the sign of the residual, and the prior only
+    changes the value of F. Therefore all components change by the same absolute amount, and no backward pass is needed.
+    Three choices follow the published code:
 
     - ``d`` is fixed at 64 * 64 * 4, the number of elements of the latent of an image of 512 x 512 pixels. The update is
       therefore too small for latents with fewer elements and too large for latents with more elements.
@@ -145,10 +159,11 @@ class RNRISign(RegularizedNewton):
     ``coordinates="euler"`` this solver computes the same update. In the coordinates ``x`` the prior has the same value
     as in ``z``, but the L1 norm is ``1 / alpha_t`` times as large. A step in ``x`` is ``alpha_t`` times as large in
     ``z``. In the coordinates ``z``, the update of ``coordinates="euler"`` is therefore ``z - (G / d) sign(z - f(z))``
-    with ``G = ||z - f(z)||_1 + alpha_t lambda P``. ``lambda P`` is the prior term of F. In Euler's coordinates, the
-    initial guess is the cleaner latent, ``x_t = x_s``; in ``z``, this guess is ``initial_guess="scaled"`` of
-    ``ImplicitInverter``. The mean squared error of the reconstructed latents is 1.3e-1 in Euler's coordinates and
-    2.8e-2 in ``z``, measured with 16 images, 10 steps and the small model ``emoji`` that ships with the repository.
+    with ``G = ||z - f(z)||_1 + alpha_t lambda P``, where ``lambda P`` is the prior term of F. In Euler's coordinates,
+    the published code starts at the cleaner latent, ``x_t = x_s``; in ``z``, this initial guess is
+    ``initial_guess="scaled"`` of ``ImplicitInverter``. The mean squared error of the reconstructed latents is 1.3e-1 in
+    Euler's coordinates and 2.8e-2 in ``z``, measured with 16 images, 10 steps and the small model ``emoji`` that ships
+    with the repository.
 
     Unlike in the published code, F is computed for each sample instead of summed over the batch. :class:`RNRIMeanSign`
     is a variant with the paper's prior, in which ``d`` is the number of elements of the latent.
@@ -167,9 +182,9 @@ class RNRISign(RegularizedNewton):
         return self.prior_weight > 0
 
     def objective(self, iterate: Iterate) -> Tensor:
-        """Return F of the published code, ``[b]``: the L1 norm of the residual plus the weighted prior at ``f(z)``.
+        """Return F of the published code, ``[b]``: the L1 norm of ``z - f(z)`` plus the weighted prior at ``f(z)``.
 
-        In Euler's coordinates F is multiplied by ``alpha_t``.
+        With ``coordinates="euler"``, the prior term is also multiplied by the signal level ``alpha_t``.
         """
         scale = iterate.problem.prior.alpha if self.coordinates == "euler" else 1.0
         return _distance(iterate) + scale * self.prior_weight * _marginal_deviation(iterate, iterate.f)
@@ -184,8 +199,10 @@ class RNRISign(RegularizedNewton):
 
 @dataclass(frozen=True)
 class RNRIMeanSign(RegularizedNewton):
-    """Variant of :class:`RNRISign`: ``z <- z - (F / d) sign(z - f(z))`` with F of Eq. 7 and latents of d elements.
+    """Variant of :class:`RNRISign`: ``z <- z - (F / d) sign(z - f(z))`` with the paper's prior in F.
 
+    ``F = ||z - f(z)||_1 - lambda log q(z | z_s)`` is the function of Eq. 7 in the RNRI paper, where ``z = f(z)`` is the
+    equation of the inversion step and ``z_s`` is the cleaner latent. ``d`` is the number of elements of a latent.
     ``RNRIMeanSign`` is not part of the RNRI paper. For latents of 64 * 64 * 4 elements, ``RNRIMeanSign`` differs from
     the authors' published code only in the prior.
     """
@@ -199,9 +216,10 @@ class RNRIMeanSign(RegularizedNewton):
 class RNRIMinimumNorm(RegularizedNewton):
     """Variant of RNRI with the update ``z <- z - F g / ||g||^2``, where ``g = dF/dz``.
 
-    The update ``-F g / ||g||^2`` is the shortest of all updates that solve the linearized equation ``F = 0``. The
-    update of Eq. 8 in the RNRI paper also solves the linearized equation, but its length is not bounded. Every
-    evaluation except the last needs one backward pass.
+    ``F = ||z - f(z)||_1 - lambda log q(z | z_s)`` is the function of Eq. 7 in the RNRI paper, where ``z = f(z)`` is the
+    equation of the inversion step and ``z_s`` is the cleaner latent. The update ``-F g / ||g||^2`` is the shortest of
+    all updates that solve the linearized equation ``F = 0``. The update of Eq. 8 in the RNRI paper also solves the
+    linearized equation, but its length is not bounded. Every evaluation except the last needs one backward pass.
     """
 
     needs_grad: ClassVar[bool] = True

@@ -38,7 +38,11 @@ class NewtonKrylov(IterativeSolver):
 
     @property
     def min_nfe(self) -> int:
-        """The number of evaluations of one Newton step."""
+        """Number of network evaluations of one Newton step.
+
+        One evaluation computes ``f(z)`` before the step, ``krylov_dim`` evaluations compute products with the Jacobian
+        matrix, and one evaluation computes ``f(z)`` after the step.
+        """
         return self.krylov_dim + 2
 
     def has_budget(self, nfe: int, max_nfe: int) -> bool:
@@ -60,7 +64,10 @@ class NewtonKrylov(IterativeSolver):
         return z + s, (z, s, torch.fmin(residual, best_residual))  # fmin ignores NaN, the residual of a non-finite f
 
     def _newton_step(self, problem: ImplicitStep, z: Tensor, f: Tensor) -> Tensor:
-        """Return the Newton step ``s [b,C,h,w]``, computed by ``krylov_dim`` iterations of GMRES for each sample."""
+        """Return the Newton step ``s [b,C,h,w]`` from ``z`` with the value ``f = f(z)``, both ``[b,C,h,w]``.
+
+        ``krylov_dim`` iterations of GMRES approximately solve ``(I - J) s = f - z`` with ``J = df/dz`` for each sample.
+        """
         r = (f - z).flatten(1)  # [b,d]
         norm = r.norm(dim=1)
         basis = [_divide(r, norm)]

@@ -17,7 +17,7 @@ from typing import Literal
 from rnri.models.schedule import Schedule
 
 Parameterization = Literal["native", "epsilon", "flow", "sample", "relaxed"]
-"""The prediction in which the fixed-point iteration is computed.
+"""The kind of prediction that an update of the fixed-point iteration keeps constant.
 
 ``native`` is the network's own prediction, ``epsilon`` is the noise ``n``, ``flow`` is the velocity ``n - x_0``, and
 ``sample`` is the clean latent ``x_0``. ``relaxed`` uses a relaxation factor between 1, the factor of ``native``, and
@@ -25,21 +25,26 @@ the factor with the fastest convergence for Gaussian data.
 """
 
 MAX_VARIANCE = 10.0
-"""Largest variance of a latent's components that the relaxation factor of ``relaxed`` assumes."""
-TOWARDS_BEST = 0.3
-"""Weight, in [0, 1], with which ``relaxed`` moves from the factor 1 towards the optimal factor for Gaussian data.
+"""Largest variance of a latent's components for which the parameterization ``relaxed`` optimizes its relaxation factor.
 
-With weight 0, ``relaxed`` equals ``native``; with weight 1 the relaxation factor is the optimal factor. With weights
-above 0.3, the iteration of real networks diverged in measurements.
+The smallest variance is 0.
+"""
+TOWARDS_BEST = 0.3
+"""Weight of the optimal relaxation factor for Gaussian data in the relaxation factor of ``relaxed``, in [0, 1].
+
+The relaxation factor of ``relaxed`` is ``(1 - weight) * 1 + weight * optimal factor``. With weight 0, ``relaxed``
+equals ``native``. In measurements with real networks, the iteration diverged with weights above 0.3.
 """
 
 
 def relaxation_factor(parameterization: Parameterization, schedule: Schedule, i: int) -> float:
-    """Return the relaxation factor of sampling step ``i``; 1 is the iteration in the network's own prediction.
+    """Return the relaxation factor of the fixed-point iteration that inverts sampling step ``i``.
 
-    The step equation in a parameterization is ``z_t = (l_t / l_s) z_s + ...`` with a level ``l``. The level ``l`` is
-    the signal level alpha for ``epsilon``, the noise level sigma for ``sample``, and alpha + sigma for ``flow``. The
-    relaxation factor is ``(l_t / l_s) / A`` with the coefficient ``A`` of ``Schedule.coefficients``.
+    With factor 1, an update keeps the network's own prediction constant. The step leads from the noisier latent ``z_t``
+    to the cleaner latent ``z_s``. In a parameterization, the step equation is ``z_t = (l_t / l_s) z_s + ...`` with a
+    level ``l``. The level ``l`` is the signal level alpha for ``epsilon``, the noise level sigma for ``sample``, and
+    alpha + sigma for ``flow``. The relaxation factor is ``(l_t / l_s) / A`` with the coefficient ``A`` of
+    ``Schedule.coefficients``.
 
     The relaxation factor of ``relaxed`` is ``1 + TOWARDS_BEST * (best - 1)``. Here ``best`` is the factor with the
     fastest convergence if the network is optimal for Gaussian data with variances between 0 and ``MAX_VARIANCE``.

@@ -21,11 +21,13 @@ EPSILON = 1e-8
 class PreciseInv(IterativeSolver):
     """PreciseInv (Zuo et al., NeurIPS 2025): gradient descent on ``||mu(z) - z_s||^2`` with respect to the noise.
 
-    The noisier latent ``z = A z_s + B eps`` is parameterized by the noise ``eps``. ``mu(z) = (z - B y(z)) / A`` is the
-    sampler's step with the network's prediction ``y``. ``eps`` starts at the prediction of DDIM inversion, ``y(z_s)``,
-    which takes the first evaluation. Every later evaluation needs one backward pass through the network, and changes
+    ``z_s`` is the latent at the cleaner end of the step, and ``A`` and ``B`` are the step's coefficients. The noisier
+    latent ``z = A z_s + B eps`` is parameterized by the noise ``eps``. ``mu(z) = (z - B y(z)) / A`` is the sampler's
+    step with the network's prediction ``y``. ``eps`` starts at the prediction of DDIM inversion, ``y(z_s)``, which
+    takes the first network evaluation. Every later evaluation needs one backward pass through the network, and changes
     ``eps`` by one update of Adam. The result is the latent after the last update. PreciseInv searches for the same root
-    as the other solvers, because ``mu(z) = z_s`` is equivalent to ``z = f(z)``.
+    as the other solvers, because ``mu(z) = z_s`` is equivalent to the equation ``z = f(z)`` with
+    ``f(z) = A z_s + B y(z)``.
 
     The optimizer Adam and its learning rate are choices of this project. Each sample has its own optimizer state.
 

@@ -18,18 +18,19 @@ from rnri.validation import ConfigError, RandomSeed, dataclass
 PATCH_SIZE = 4  # side of the patches of the KL divergence, in latent pixels
 MAX_GRADIENT = 100.0  # gradients are clipped to this absolute value
 MIN_VARIANCE = 1e-6  # added to the variances of patches to avoid division by zero
-SHIFTS_PER_ROUND = 5  # number of gradient steps on the correlation loss per round, each with new random shifts
+SHIFTS_PER_ROUND = 5  # gradient steps on the correlation loss in a round of regularization, with new shifts per step
 
 
 @dataclass(frozen=True)
 class ReNoise(IterativeSolver):
     """ReNoise (Garibi et al. 2024, arXiv 2403.14602): a fixed-point iteration that returns a mean of its predictions.
 
-    With the noise prediction ``eps``, the iteration is ``z_{k+1} = A z_s + B eps(z_k)`` (Algorithm 1), and the result
-    is ``A z_s + B mean_k eps(z_k)``. The mean is computed over a window of consecutive evaluations and does not
-    influence the iteration. If the iteration ends before the window starts, the last iterate is returned. As in the
-    authors' code, the cleanest inversion steps, with timesteps below ``clean_below``, have their own window and their
-    own number of evaluations.
+    ``z_s`` is the latent at the cleaner end of the step, ``A`` and ``B`` are the step's coefficients, and ``eps`` is
+    the network's noise prediction. The iteration is ``z_{k+1} = A z_s + B eps(z_k)`` (Algorithm 1), and the result is
+    ``A z_s + B mean_k eps(z_k)``. The mean is computed over a window of consecutive evaluations and does not influence
+    the iteration. If the iteration ends before the window starts, the last iterate is returned. As in the authors'
+    code, the cleanest inversion steps, with timesteps below ``clean_below``, have their own window and their own number
+    of evaluations.
 
     The defaults are the authors' settings for Stable Diffusion. For t >= 250, there are 9 renoising iterations after
     the first evaluation, and the result is the mean of the last two predictions. For t < 250, there are 5 renoising
@@ -38,9 +39,10 @@ class ReNoise(IterativeSolver):
     With ``rounds`` above 0, the noise predictions are regularized towards white noise (Parmar et al. 2023, arXiv
     2302.03027). The regularization applies to every prediction from the first averaged evaluation onwards, and to the
     mean of the predictions. The authors use 4 rounds of the regularization. The regularization's gradients do not
-    require backpropagation through the network. The reference of the KL divergence is the network's noise prediction at
-    a random sample of ``q(z_t | z_0)``, so that an inversion with the regularization must start at the clean latent.
-    The reference needs one more network evaluation per inversion step. As in the authors' code, ``iterations`` and
+    require backpropagation through the network. The regularization reduces the KL divergence from a reference, which is
+    the network's noise prediction at a random sample of ``q(z_t | z_0)``. Because of the clean latent ``z_0``, an
+    inversion with the regularization must start at the clean latent. The reference needs one more network evaluation
+    per inversion step. As in the authors' code, ``iterations`` and
     ``clean_iterations`` do not include the evaluation of the reference. The noise of the random sample is the same for
     every image, so that the result in float32 does not depend on the other images of the batch.
 
@@ -89,7 +91,7 @@ class ReNoise(IterativeSolver):
 
     @property
     def min_nfe(self) -> int:
-        """Minimum number of evaluations, so that the mean has two predictions in the noisier inversion steps."""
+        """Minimum number of network evaluations with which ReNoise averages two predictions in the noisier steps."""
         return self.average_from + 2
 
     @property
@@ -99,7 +101,10 @@ class ReNoise(IterativeSolver):
 
     @property
     def extra_nfe(self) -> int:
-        """Number of evaluations per inversion step that ``iterations`` does not include; 0 without regularization."""
+        """Number of network evaluations per inversion step that ``iterations`` does not include.
+
+        The number is 1 with regularization (``rounds`` above 0) and 0 without regularization.
+        """
         return int(self.rounds > 0)
 
     def __call__(self, problem: ImplicitStep, z_init: Tensor, max_nfe: Tensor | None = None) -> Solution:
@@ -109,7 +114,8 @@ class ReNoise(IterativeSolver):
         return super().__call__(problem, z_init, max_nfe + self.extra_nfe)
 
     def has_budget(self, nfe: int, max_nfe: int) -> bool:
-        # The evaluation of the reference follows the evaluation of the first iterate, but is counted from the start.
+        # The reference of the regularization is evaluated after the first iterate. Its evaluation is counted before
+        # it happens, so that the number of evaluations does not exceed max_nfe.
         return super().has_budget(max(nfe, 1 + self.extra_nfe), max_nfe)
 
     def step(self, iterate: Iterate) -> tuple[Tensor, State]:
@@ -136,7 +142,10 @@ class ReNoise(IterativeSolver):
         return state[-1]
 
     def _window(self, problem: ImplicitStep) -> tuple[int, int | None]:
-        """Return the indices of the first averaged evaluation and after the last averaged evaluation (None: no end)."""
+        """Return the index of the first averaged evaluation, and the index after the last averaged evaluation.
+
+        The second value is None if all evaluations after the first averaged evaluation are averaged.
+        """
         if problem.timestep < self.clean_below:
             return self.clean_from, self.clean_to
         return self.average_from, self.average_to
@@ -145,10 +154,10 @@ class ReNoise(IterativeSolver):
         return self.rounds > 0 and problem.prior.noise_gain != 0
 
     def _unpack_state(self, iterate: Iterate) -> tuple[int, Tensor, Tensor, Tensor]:
-        """Return the state as four values.
+        """Return the four values that the solver needs from previous iterations.
 
-        The values are the number of previous evaluations, the sum and the number of the predictions that are averaged,
-        and the reference prediction.
+        The values are the number of previous evaluations, the sum of the averaged values ``f(z_k)``, their number
+        (``[b,1,1,1]``), and the reference noise of the regularization (zero without regularization).
         """
         if iterate.state:
             k, total, count, reference, _ = iterate.state
@@ -160,13 +169,23 @@ class ReNoise(IterativeSolver):
         return 0, total, count, torch.zeros_like(iterate.f)
 
     def _regularize(self, z: Tensor, problem: ImplicitStep, reference: Tensor, generator: torch.Generator) -> Tensor:
-        """Return ``z [b,C,h,w]`` after the regularization of the noise that it contains."""
+        """Return ``z [b,C,h,w]`` with its noise component regularized towards white noise.
+
+        Args:
+            z: the latents.
+            problem: the equation of the inversion step, which defines the noise component of ``z``.
+            reference: noise whose statistics the KL divergence compares with the noise of ``z``, ``[b,C,h,w]``.
+            generator: random generator of the shifts in the correlation loss.
+        """
         prior = problem.prior
         noise = REGULARIZERS[self.regularizer](prior.noise(z), reference, self, generator)
         return prior.mean + prior.noise_gain * noise
 
     def _reference(self, problem: ImplicitStep) -> Tensor:
-        """Return the noise ``[b,C,h,w]`` that the network predicts at a random sample of ``q(z_t | z_0)``."""
+        """Return the noise ``[b,C,h,w]`` that the network predicts at a random sample of ``q(z_t | z_0)``.
+
+        ``q(z_t | z_0)`` is the Gaussian distribution of the noisy latent ``z_t`` given the clean latent ``z_0``.
+        """
         prior = problem.prior
         noise = _fixed_noise(tuple(problem.z_s.shape[1:]), self.seed).to(problem.z_s)
         return prior.noise(problem(prior.marginal_mean + prior.marginal_variance**0.5 * noise))
@@ -178,11 +197,12 @@ def _fixed_noise(shape: tuple[int, ...], seed: int) -> Tensor:
 
 
 def published_regularizer(noise: Tensor, reference: Tensor, weights: ReNoise, generator: torch.Generator) -> Tensor:
-    """Return ``noise [B,C,h,w]`` after the regularization of the authors' published code.
+    """Return ``noise [B,C,h,w]``, regularized towards white noise as in the authors' published code.
 
-    Each round takes one gradient step on the KL divergence, and then five gradient steps on the correlation loss, each
-    with new random shifts. The gradient of the divergence is clipped to [-100, 100] before it is multiplied by
-    ``kl_weight``.
+    Each round takes one gradient step on the KL divergence between ``noise`` and ``reference [B,C,h,w]``, and then five
+    gradient steps on the correlation loss, each with new random shifts. ``weights`` is the solver with the settings
+    ``rounds``, ``kl_weight`` and ``correlation_weight``. The gradient of the divergence is clipped to [-100, 100], and
+    then multiplied by ``kl_weight``.
     """
     for _ in range(weights.rounds):
         gradient = _gradient(lambda x: published_divergence(x, reference), noise)
@@ -194,9 +214,11 @@ def published_regularizer(noise: Tensor, reference: Tensor, weights: ReNoise, ge
 
 
 def gentle_regularizer(noise: Tensor, reference: Tensor, weights: ReNoise, _generator: torch.Generator) -> Tensor:
-    """Return ``noise [B,C,h,w]`` after this project's variant of the regularization, which has no random shifts.
+    """Return ``noise [B,C,h,w]``, regularized towards white noise by this project's variant without random shifts.
 
-    Each round takes one gradient step on the weighted sum of KL divergence and autocorrelation. Unlike in the published
+    Each round takes one gradient step on the weighted sum of two losses: the KL divergence between ``noise`` and
+    ``reference [B,C,h,w]``, and the autocorrelation of ``noise``. ``weights`` is the solver with the settings
+    ``rounds``, ``kl_weight`` and ``correlation_weight``. Unlike in the published
     code, the divergence is halved and averaged over the channels. No shift of the autocorrelation is zero, so that the
     regularization does not shrink the norm of the noise.
     """

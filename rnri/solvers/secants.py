@@ -18,9 +18,10 @@ from rnri.models.predictor import to_device
 
 @dataclass(frozen=True)
 class Secants:
-    """The last ``m`` differences of latents and of predictions of each sample, the newest last.
+    """The last ``m`` secants of each sample, the newest last.
 
-    Before ``m`` differences are recorded, the first entries are zero.
+    A secant is the difference of two latents at which the network was evaluated, together with the difference of the
+    two predictions. Before ``m`` secants are recorded, the first entries are zero.
 
     Attributes:
         dz: ``[B,m,d]``, differences of latents, divided by their norm.
@@ -32,12 +33,12 @@ class Secants:
 
     @classmethod
     def zeros(cls, z: Tensor, count: int) -> Secants:
-        """Return secants with ``count`` differences of zero for each sample of ``z [B,C,h,w]``."""
+        """Return secants without recorded differences: ``count`` zeros for each sample of ``z [B,C,h,w]``."""
         zero = z.new_zeros(len(z), count, z[0].numel())
         return cls(zero, zero)
 
     def select(self, rows: Tensor) -> Secants:
-        """Return the secants of the samples ``rows``."""
+        """Return the secants of the samples ``rows`` (int64 ``[b]``, indices into this batch)."""
         rows = to_device(rows, self.dz.device)
         return Secants(self.dz[rows], self.dy[rows])
 
@@ -73,9 +74,10 @@ class SecantRecorder:
         return replace(self, previous=self.previous.select(rows), rows=self.rows[rows.cpu()])
 
     def record(self, z: Tensor, y: Tensor) -> None:
-        """Record the evaluation ``y = y(z)``, with ``z`` and ``y`` of shape ``[b,C,h,w]``.
+        """Record the network's prediction ``y`` for the latents ``z``, both ``[b,C,h,w]``.
 
-        Differences that are zero or not finite are not recorded.
+        The differences from the previous latents and predictions are appended to ``secants``, unless the difference of
+        the latents is zero or a difference is not finite.
         """
         z = z.flatten(1)
         y = y.flatten(1)

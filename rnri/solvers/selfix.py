@@ -16,15 +16,16 @@ from rnri.validation import OpenUnitInterval, dataclass
 class SelFix(IterativeSolver):
     """SelFix (Kim et al. 2026, arXiv 2606.17584): a fixed-point iteration that selects a root on a straight trajectory.
 
-    The iteration starts at ``z_0 = z_s`` and ``m_{-1} = z_s``, and computes::
+    ``z_s`` is the latent at the cleaner end of the inversion step, and ``z = f(z)`` with ``f(z) = A z_s + B y(z)`` is
+    the step's equation. The iteration starts at ``z_0 = z_s`` and ``m_{-1} = z_s``, and computes::
 
         m_k = mu m_{k-1} + (1 - mu) f(z_k)
         z_{k+1} = (1 - alpha_k) m_k + alpha_k anchor,    alpha_k = alpha_1 delta / (k + delta)
 
-    The anchor ``A z_s + B y`` continues the trajectory straight on: ``y`` is the prediction (in flow matching the
-    velocity) that leads from the previous latent to the current latent. As in the authors' code, the first two
-    inversion steps have no anchor (``alpha_k = 0``), and the result is the iterate after the last evaluation. The
-    defaults are the authors' settings for reconstruction.
+    The latent ``anchor`` is ``A z_s + B y`` and continues the trajectory straight on: its ``y`` is the prediction (in
+    flow matching the velocity) that leads from the previous latent to the current latent ``z_s``. As in the authors'
+    code, the first two inversion steps have no anchor (``alpha_k = 0``), and the result is the iterate after the last
+    evaluation. The defaults are the authors' settings for reconstruction.
 
     Attributes:
         momentum: the factor ``mu`` of the moving average ``m_k``, in [0, 1).
@@ -40,7 +41,10 @@ class SelFix(IterativeSolver):
     decay: PositiveFloat = 0.125
 
     uses_anchor: ClassVar[bool] = True
-    """Whether ``ImplicitInverter`` passes an anchor in ``ImplicitStep.anchor``."""
+    """Whether ``ImplicitInverter`` passes the latent that continues the trajectory straight on to the solver.
+
+    The latent is passed as ``ImplicitStep.anchor``.
+    """
 
     @property
     def min_nfe(self) -> int:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 MAP_SIDE = 16
-"""Side of the attention maps in the Prompt-to-Prompt paper; the paper dilates a region by one cell of a 16 x 16 map."""
+"""Side of the attention maps in the Prompt-to-Prompt paper, which dilates a region by one cell of such a map."""
 
 
 class WordMaps:
@@ -31,10 +31,10 @@ class WordMaps:
         self.total = maps if self.total is None else self.total + maps
 
     def region(self, k: int, threshold: float, *, dilate: bool) -> Tensor:
-        """Return the mask of the region of the words of set ``k``, bool ``[R,h,w]``.
+        """Return, for R batch rows, a mask of the image region of the words in set ``k``, bool ``[R,h,w]``.
 
-        The region consists of the pixels at which the map is greater than ``threshold`` times the maximum of the map.
-        With ``dilate``, the map is dilated by one cell of a 16 x 16 map before the comparison.
+        The region consists of the pixels at which the attention map of the set is greater than ``threshold`` times the
+        maximum of the map. With ``dilate``, the map is dilated by one cell of a 16 x 16 map before the comparison.
         """
         if self.total is None:
             raise ValueError(

@@ -39,7 +39,13 @@ class AttentionEditor(ABC):
     def control(
         self, config: Any, state: EditState, prompts: Sequence[str], image_size: tuple[int, int]
     ) -> AttentionControl:
-        """Return the attention control for a batch of source and edited ``prompts``; ``image_size`` is ``(H, W)``.
+        """Return the attention processor of an edit, and the function that changes the latents after each step.
+
+        Args:
+            config: settings of the edit, an instance of ``config_class``.
+            state: state of the edit, which all attention layers share.
+            prompts: all prompts of the batch, source prompts and edited prompts.
+            image_size: height and width ``(H, W)`` of the images in pixels.
 
         Raises:
             ValueError: ``config`` names words that no prompt contains.

@@ -52,9 +52,10 @@ class InjectionProcessor:
         self.image_tokens = image_tokens
 
     def project(self, attn: Attention | FluxAttention, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return queries, keys and values ``[B,L,width]``, with the source's parts injected into the edited images.
+        """Return queries, keys and values ``[B,L,width]`` of ``hidden_states``, with injection into edited images.
 
-        The last ``image_tokens`` tokens of ``hidden_states`` must be the image tokens.
+        At the image tokens of an edited image, the queries and keys, or the values, are those of the source image. The
+        last ``image_tokens`` tokens of ``hidden_states`` must be the image tokens.
         """
         query = attn.to_q(hidden_states)
         key = attn.to_k(hidden_states)

@@ -21,14 +21,19 @@ def split_heads(heads: int, tokens: Tensor) -> Tensor:
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Return ``softmax(query key^T / sqrt(D)) value [B,H,P,D]``; ``mask [B,H,1 or P,S]`` is additive or boolean."""
+    """Return ``softmax(query key^T / sqrt(D)) value``, ``[B,H,P,D]``.
+
+    ``query`` is ``[B,H,P,D]``, ``key`` and ``value`` are ``[B,H,S,D]``, and ``mask [B,H,1 or P,S]`` is an additive or
+    boolean attention mask.
+    """
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=0.0, is_causal=False)
 
 
 def source_rows(batch_size: int, edits: Tensor, sources: Tensor) -> Tensor:
-    """Return, for each batch row, the index of the batch row whose attention map is used, int64 ``[B]``.
+    """Return, for each batch row, the index of the batch row whose attention map this row uses, int64 ``[B]``.
 
-    The row of an edited image uses the attention map of its source image; every other row uses its own attention map.
+    The rows ``edits`` of edited images use the attention maps of the rows ``sources``, both int64 ``[E]``. Every other
+    row uses its own attention map.
     """
     rows = torch.arange(batch_size, device=edits.device)
     return rows.index_copy(0, edits, sources)
@@ -39,7 +44,8 @@ def inject_attention_maps(
 ) -> Tensor:
     """Return the output ``[B,H,P,D]`` of attention in which the rows ``edits`` use the attention maps of ``sources``.
 
-    Every batch row uses its own values.
+    ``edits`` and ``sources`` (int64 ``[E]``) are batch rows. Every batch row uses its own ``value``. ``mask`` is an
+    additive or boolean attention mask.
     """
     rows = source_rows(len(query), edits, sources)
     return attention(query[rows], key[rows], value, mask if mask is None else mask[rows])
@@ -87,8 +93,9 @@ def inject_cross_attention(
 def attention_weights(query: Tensor, key: Tensor, words: Tensor, mask: Tensor | None = None) -> Tensor:
     """Return each pixel's total attention ``[B,K,P]`` to the tokens in each of K masks, averaged over the heads.
 
-    The masks ``words [B,K,T]`` are used as the values of the attention. The masks are padded to the width of a head, so
-    that fused kernels can be used.
+    The pixels are the P queries ``[B,H,P,D]``, and the tokens are the T keys ``[B,H,T,D]``. The masks ``words [B,K,T]``
+    are used as the values of the attention. The masks are padded to the width of a head, so that fused kernels can be
+    used.
     """
     count = words.shape[1]
     marks = torch.zeros_like(key)

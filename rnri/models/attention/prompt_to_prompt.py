@@ -98,7 +98,10 @@ class PromptToPrompt:
             )
 
     def tables(self, pairs: Sequence[tuple[Prompt, Prompt]]) -> AttentionTables:
-        """Return the attention tables of the edits ``pairs``; each pair is a source prompt and an edited prompt.
+        """Return the attention tables that apply these settings to E edits.
+
+        Args:
+            pairs: E pairs of a source prompt and an edited prompt.
 
         Raises:
             ValueError: no edited prompt contains a word of ``weights`` or ``schedules``, or a weight has no effect,
@@ -126,7 +129,10 @@ class PromptToPrompt:
         )
 
     def _share_bounds(self, pairs: Sequence[tuple[Prompt, Prompt]], side: int) -> Tensor:
-        """Return the start (``side=0``) or end (``side=1``) of each token's interval of cross-attention, ``[E,T]``."""
+        """Return the start (``side=0``) or end (``side=1``) of each token's interval of cross-attention, ``[E,T]``.
+
+        The intervals are fractions of the sampling steps, for the T tokens of the edited prompts of E edits.
+        """
         by_word = {word: bounds_of(share)[side] for word, share in self.schedules.items()}
         default = bounds_of(self.cross)[side]
         return torch.stack([_token_values(target, by_word, default) for _, target in pairs])
@@ -162,7 +168,10 @@ def _check_word(option: str, word: str, prompts: Sequence[Prompt]) -> None:
 
 
 def _token_values(prompt: Prompt, words: Mapping[str, float], default: float) -> Tensor:
-    """Return one value per token, float64 ``[T]``: the value of the token's word in ``words``, or ``default``."""
+    """Return one value for each of the T tokens of ``prompt``, float64 ``[T]``.
+
+    ``words`` maps words to values. Tokens of other words have the value ``default``.
+    """
     values = torch.full((prompt.length,), default, dtype=torch.float64)
     for word, value in words.items():
         if prompt.has(word):
@@ -191,9 +200,10 @@ class AttentionTables:
         self._cache: dict[str, Tensor] = {}
 
     def at_step(self, step: int, steps: int, like: Tensor) -> dict[str, Tensor]:
-        """Return the table arguments of ``inject_cross_attention`` in step ``step`` of ``steps``, counted from 0.
+        """Return the arguments ``transfer``, ``inherited`` and ``weights`` of ``inject_cross_attention`` in one step.
 
-        The result is empty if the tables do not change the attention in step ``step``. The tables are converted to the
+        ``step`` is the index of the sampling step, from 0 to ``steps - 1``. The result is empty if the tables do not
+        change the attention in this step. The tables are converted to the
         device and dtype of ``like`` once per sampling step, not once per layer.
         """
         key = (step, steps, like.device, like.dtype)
@@ -215,7 +225,8 @@ class PromptToPromptProcessor:
     Args:
         state: state of the edit, which all layers share.
         tables: attention tables of the edits.
-        self_attention: interval of the steps in which edits use the self-attention maps of their source.
+        self_attention: interval of the steps in which edits use the self-attention maps of their source: the fraction
+            of the sampling steps at which the interval ends, or the fractions ``[start, end]``.
         maps: object that sums the attention to the words of a local blend; None if there is no local blend.
     """
 
@@ -327,7 +338,7 @@ class PromptToPromptEditor(AttentionEditor):
 
 
 def _mask_per_head(attn: Attention, mask: Tensor, encoder_hidden_states: Tensor) -> Tensor:
-    """Return the attention ``mask`` of a UNet layer, reshaped to ``[B,heads,1 or P,S]``."""
+    """Return the attention ``mask`` of a UNet layer, reshaped to ``[B,heads,1 or P,S]`` for P queries and S keys."""
     batch_size, length = encoder_hidden_states.shape[:2]
     mask = attn.prepare_attention_mask(mask, length, batch_size)
     return mask.view(batch_size, attn.heads, -1, mask.shape[-1])

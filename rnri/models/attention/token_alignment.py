@@ -77,7 +77,7 @@ class Prompt:
 
     @property
     def end(self) -> int:
-        """Index of the end token, after which the padding tokens follow."""
+        """Index of the end token in the text encoder's input; the tokens after the end token are padding."""
         return self.first + len(self.spans)
 
     def words(self) -> list[Word]:
@@ -129,13 +129,13 @@ class Prompt:
 
 
 def _multi_vector_words(names: Sequence[str], added: Mapping[str, int]) -> Iterator[tuple[int, int]]:
-    """Yield the positions of the first and the last token of each word with several vectors.
+    """Yield the positions of the first and the last token of each word that has several tokens of a textual inversion.
 
     A textual inversion of n vectors adds the tokens ``<cat>``, ``<cat>_1``, ..., ``<cat>_{n-1}`` to the tokenizer.
 
     Args:
-        names: the tokens of a prompt.
-        added: the tokens that were added to the vocabulary.
+        names: the tokens of a prompt, as strings.
+        added: maps the tokens that were added to the tokenizer's vocabulary to their ids.
     """
     start = 0
     for k in range(1, len(names) + 1):
@@ -210,7 +210,11 @@ def aligned_tokens(source: Prompt, target: Prompt, *, substitutes: bool) -> Iter
 
 
 def _align_words(source_words: list[Word], target_words: list[Word]) -> Iterator[tuple[Tokens, Tokens]]:
-    """Yield one pair of token lists per word if both lists have the same length, otherwise one pair with all tokens."""
+    """Yield pairs of token indices: the tokens of source words, and the tokens of the words that correspond to them.
+
+    If there are as many source words as target words, each pair belongs to one word. Otherwise there is one pair, with
+    the tokens of all source words and of all target words.
+    """
     if len(source_words) == len(target_words):
         for source_word, target_word in zip(source_words, target_words, strict=True):
             yield source_word.tokens, target_word.tokens

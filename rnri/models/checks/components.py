@@ -125,7 +125,7 @@ def check_embedding_dim(network_name: str, field: str, *, expected: int, actual:
         field: name of the field in the network's config that defines the expected width.
         expected: value of the config field ``field``.
         actual: width of the text embeddings.
-        source: description of the text encoders' width ``actual``, for the error message.
+        source: what ``actual`` is, for the error message, such as "the hidden size (CLIP)".
     """
     if expected != actual:
         raise ValueError(

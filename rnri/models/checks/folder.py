@@ -28,7 +28,10 @@ def is_local(source: str) -> bool:
 
 
 def component_names(index: Mapping[str, object]) -> list[str]:
-    """Return the names of the components to load; ``index`` is the content of ``model_index.json``."""
+    """Return the names of the pipeline components to load, without unused components such as the safety checker.
+
+    ``index`` is the content of ``model_index.json``.
+    """
     names = [
         name
         for name, value in index.items()
@@ -73,7 +76,8 @@ def check_components(folder: Path, index: Mapping[str, object], variant: str | N
     for name in names:
         if not (folder / name).is_dir():
             raise ValueError(
-                f"checkpoint folder {str(folder)!r} lacks its component {name!r}, which model_index.json lists."
+                f"checkpoint folder {str(folder)!r} lacks its component {name!r}, which model_index.json lists: "
+                "download the component."
             )
         if name.startswith(TOKENIZER_PREFIXES):
             _check_tokenizer(folder, name)
@@ -104,7 +108,9 @@ def _check_tokenizer(folder: Path, name: str) -> None:
 
 def _check_json(folder: Path, name: str, file: str) -> None:
     if not (folder / name / file).is_file():
-        raise ValueError(f"checkpoint folder {str(folder)!r} lacks {file} in its component {name!r}.")
+        raise ValueError(
+            f"checkpoint folder {str(folder)!r} lacks {file} in its component {name!r}: download the file."
+        )
     check_config(name, _read_json(folder / name / file), str(folder / name / file))
 
 
@@ -128,7 +134,9 @@ def _variants(component: Path) -> set[str | None]:
 def _check_weights(folder: Path, name: str, variant: str | None) -> None:
     variants = _variants(folder / name)
     if not variants:
-        raise ValueError(f"checkpoint folder {str(folder)!r} lacks the weights (*.safetensors) of {name!r}.")
+        raise ValueError(
+            f"checkpoint folder {str(folder)!r} lacks the weights (*.safetensors) of {name!r}: download them."
+        )
     if variant not in variants and None not in variants:
         others = sorted(filter(None, variants))
         raise ValueError(

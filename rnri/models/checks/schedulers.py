@@ -56,7 +56,7 @@ def check_flow_scheduler(scheduler: SchedulerMixin) -> None:
 
 
 def check_mu(scheduler: FlowMatchEulerDiscreteScheduler, mu: float | None) -> None:
-    """Raise ValueError if ``mu`` is missing or has no effect.
+    """Raise ValueError if the shift parameter ``mu`` of a flow-matching scheduler is missing or has no effect.
 
     ``mu`` must be given if the scheduler's shift depends on the image size, and must be None otherwise.
     """
@@ -80,7 +80,7 @@ def check_flow_sigmas(scheduler: SchedulerMixin, steps: int, sigmas: Tensor) -> 
 
 
 def check_terminal_shift(scheduler: SchedulerMixin, steps: int) -> None:
-    """Raise ValueError for one step of a scheduler that shifts its last noise level to ``shift_terminal``.
+    """Raise ValueError if ``steps`` is 1 and the scheduler shifts its last noise level to ``shift_terminal``.
 
     With one step, the only noise level is 1, so that the scheduler would divide 0 by 0.
     """
@@ -102,7 +102,10 @@ def check_clipping(scheduler: SchedulerMixin) -> None:
 
 
 def check_signal(config: Mapping[str, object], table: Tensor, timesteps: Tensor) -> None:
-    """Raise ValueError if the network predicts noise and the latent is pure noise at one of ``timesteps [N]``."""
+    """Raise ValueError if the network predicts noise and the latent is pure noise at one of ``timesteps [N]``.
+
+    ``config`` is the scheduler's config, and ``table`` contains the cumulative alphas of all training timesteps.
+    """
     without_signal = table[timesteps] < MIN_ALPHA_BAR
     if config.get("prediction_type", "epsilon") != "epsilon" or not without_signal.any():
         return
@@ -121,7 +124,10 @@ def check_signal(config: Mapping[str, object], table: Tensor, timesteps: Tensor)
 
 
 def check_timesteps(scheduler: SchedulerMixin, timesteps: Tensor, table: Tensor, steps: int) -> None:
-    """Raise ValueError unless ``timesteps`` (float64 ``[N]``) are descending integer indices of ``table``."""
+    """Raise ValueError unless ``timesteps`` (float64 ``[N]``) are descending integers and indices of ``table``.
+
+    ``table`` contains the cumulative alphas of all training timesteps, and ``steps`` is the number of sampling steps.
+    """
     if (timesteps != timesteps.round()).any():
         fraction = float(timesteps[timesteps != timesteps.round()][0])
         remedy = _custom_sigma_remedy(scheduler) or "set timestep_spacing to 'leading' or 'trailing', or "

@@ -61,8 +61,8 @@ def _text_encoder(pipeline: DiffusionPipeline, tokenizer_name: str) -> PreTraine
 def _positions(encoder: PreTrainedModel | None) -> int | None:
     """Return the number of position embeddings of a text encoder.
 
-    None is returned for text encoders without position embeddings, such as T5 and text encoders with rotary positions;
-    their pipelines limit the number of tokens.
+    The function returns None for text encoders without position embeddings, such as T5 and text encoders with rotary
+    position embeddings. The pipelines of such text encoders limit the number of tokens.
     """
     config = getattr(encoder, "config", None)
     if getattr(config, "rope_parameters", None) is not None:

@@ -102,7 +102,7 @@ def test_colors_on_a_white_background(tmp_path, name, image, options, expected):
 def test_unknown_white_level_is_an_error(tmp_path, value, kind):
     flat(value, kind).save(tmp_path / "x.tiff")
     with pytest.raises(
-        ValueError, match=r"x\.tiff cannot be read as an image \(its levels range .* white level is unknown"
+        ValueError, match=r"x\.tiff cannot be read as an image \(the gray levels .* white level is unknown"
     ):
         read_image(tmp_path / "x.tiff", SQUARE)
     with pytest.raises(ValueError, match="white level is unknown"):
@@ -193,7 +193,9 @@ def test_every_reader_refuses_unknown_white_levels(tmp_path):
         lambda: uploads.read_image(path, (10, 12), limits),
         lambda: edit.load_image((10, 12)),
     ):
-        with pytest.raises(ValueError, match="its levels range from 200 to 200 and its white level is unknown"):
+        with pytest.raises(
+            ValueError, match="gray levels of the image range from 200 to 200, and its white level is unknown"
+        ):
             read()
 
 

@@ -76,7 +76,7 @@ def test_flow_edit_ends_with_steps_of_sampling():
 
 @pytest.mark.parametrize("share, n_min, steps, edit_steps", [(0.5, 2, 4, 2), (0.66, 9, 9, 6)])
 def test_flow_edit_needs_steps_of_edits(share, n_min, steps, edit_steps):
-    message = rf"^n_min: must be less than {edit_steps}, the number of steps of share={share}, got {n_min}\.$"
+    message = rf"^n_min: must be less than {edit_steps}, the number of steps that share={share} selects, got {n_min}\.$"
     with pytest.raises(ConfigError, match=message):
         rnri.check_schedule(FlowEdit(share=share, n_min=n_min), flow_schedule(steps))
 
