@@ -235,7 +235,7 @@ def simulate(devices: int, unit_seconds: Sequence[float], latency_ms: float) -> 
             seconds = clock.run([lambda number=number: device(number) for number in range(devices)])
         missing = [name for name in names if not (units / name).exists()]
         if missing:
-            raise RuntimeError(f"{len(missing)} units were not computed.")
+            raise RuntimeError(f"the simulated run ended, but {len(missing)} of {len(names)} units were not computed.")
     total = sum(unit_seconds)
     return SimulationResult(devices, total / len(names), latency_ms, len(names), seconds,
                             total / devices / seconds, clock.operations / len(names))  # fmt: skip

@@ -88,14 +88,21 @@ def cog(seeds: Tensor, weights: Tensor) -> Tensor:
 
 
 def cog_path(a: Tensor, b: Tensor, num_points: int) -> Tensor:
-    """Linear interpolation between two seeds; every point is divided by its standard deviation, see :func:`cog`."""
+    """Linear interpolation between two seeds, in which every point is a seed of variance 1.
+
+    A point ``(1 - t) a + t b`` is divided by ``sqrt((1 - t)^2 + t^2)``, its standard deviation for independent standard
+    Gaussian seeds ``a`` and ``b``, see :func:`cog`.
+    """
     s = _fractions(num_points).flatten()
     seeds = torch.stack([_to_float64(a), _to_float64(b)])
     return _cast_like(torch.stack([cog(seeds, torch.stack([1 - t, t])) for t in s]), a)
 
 
 def cog_mean(seeds: Tensor) -> Tensor:
-    """Sum of n seeds, divided by the square root of n, see :func:`cog`."""
+    """Sum of n seeds, divided by the square root of n.
+
+    For independent standard Gaussian seeds, the returned seed is again a standard Gaussian seed, see :func:`cog`.
+    """
     return cog(seeds, torch.ones(len(seeds)))
 
 

@@ -198,8 +198,9 @@ class _Problem:
         return weights / squares.clamp_min(1e-300).sqrt()
 
     def evaluate(self, weights: Tensor, t: Tensor, *, warm_start: Geodesics | None = None) -> Center:
-        """The candidate with the unit direction ``weights [G,n]`` and with ``t = log(norm / mode) [G]``.
+        """The candidate with the given direction and with ``t = log(norm / mode) [G]``.
 
+        The direction is the weighted sum of the unit-norm seeds with ``weights [G,n]``, which must have norm 1.
         ``warm_start`` contains the geodesics of a similar candidate; :func:`solve_geodesics` starts from these
         geodesics.
         """

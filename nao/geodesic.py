@@ -282,7 +282,10 @@ class _Quadrature:
         return torch.cat([(parts[..., :-1] + panel_starts[..., None]).flatten(-2), panel_ends[..., -1:]], -1)
 
     def extend_to_knots(self, values: Tensor) -> Tensor:
-        """Values at all knots: both ends, which take the value of the nearest node, and the nodes."""
+        """Return the values of a function at all knots (end a, the nodes, end b) for its ``values`` at the nodes.
+
+        An end gets the value of the nearest node.
+        """
         return torch.cat([values[..., :1], values, values[..., -1:]], -1)
 
 

@@ -67,9 +67,10 @@ def seed_norm(seeds: Tensor) -> Tensor:
 def norm_penalty(seeds: Tensor) -> Tensor:
     """Return the penalty log chi_d(mode) - log chi_d(norm) of each seed [B,C,h,w], in nats, [B].
 
-    The penalty is 0 at the typical norm and positive elsewhere. The penalty is differentiable, and has the dtype and
-    device of the seeds. `SeedSelect.penalty` can be set to this function, so that SeedSelect adds the penalty to its
-    loss.
+    chi_d is the density of the norm of a standard Gaussian seed with d components, and mode is the typical norm, at
+    which chi_d is highest. The penalty is 0 at the typical norm and positive elsewhere. The penalty is differentiable,
+    and has the dtype and device of the seeds. `SeedSelect.penalty` can be set to this function, so that SeedSelect adds
+    the penalty to its loss.
     """
     return -relative_log_density(seed_norm(seeds), seeds[0].numel()).to(seeds.dtype).to(seeds.device)
 

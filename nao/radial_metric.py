@@ -177,9 +177,10 @@ def _invert(metric: RadialMetric, alpha: Tensor) -> tuple[Tensor, Tensor, Tensor
 
 
 def _hermite(value: Tensor, slope: Tensor) -> Tensor:
-    """Return the coefficients ``[M-1,4]`` of the Hermite cubics for values ``[M]`` and slopes ``[M]`` on the grid.
+    """Return the coefficients ``[M-1,4]`` of the cubic Hermite spline with values ``[M]`` and slopes ``[M]`` on a grid.
 
-    The argument of a cubic is the position in its grid interval, from 0 to 1.
+    The spacing of the grid is ``TABLE_STEP``. The argument of a cubic is the position in its grid interval, from 0 to
+    1.
     """
     left, right = TABLE_STEP * slope[:-1], TABLE_STEP * slope[1:]
     rise = value.diff()

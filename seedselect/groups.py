@@ -163,7 +163,10 @@ class ContrastiveReward:
         return (attraction.mT - logits.logsumexp(-1)).mean((1, 2))
 
     def _patches(self, latents: Tensor, generation: Generation) -> Tensor:
-        """Return the P patches of the latents ``[B,C,h,w]`` as unit vectors of C channels, float64 ``[G,n,C,P]``."""
+        """Return the patches of the latents ``[B,C,h,w]`` as unit vectors of C channels, float64 ``[G,n,C,P]``.
+
+        The ``B = G n`` latents are G groups of n latents, and each latent has P patches.
+        """
         pooled = F.adaptive_avg_pool2d(latents.cpu().double(), self.window)
         return F.normalize(_grouped(pooled.flatten(2), generation), dim=2)
 

@@ -24,7 +24,10 @@ from seedselect.problem import Generation, Problem
 from seedselect.rewards import Reward, appearance_reward, semantic_reward
 
 OnIteration = Callable[[int, Tensor], None]
-"""Callback ``(iteration, loss [b])``, called after each iteration with the losses of the b active samples."""
+"""Callback ``(iteration, loss [b])``, called after each iteration with the losses of the b active samples.
+
+The optimization of an active sample has not stopped.
+"""
 
 AUTHORS_OPTIMIZER = partial(torch.optim.AdamW, lr=0.1, weight_decay=0.01)
 AUTHORS_SCHEDULE = partial(MultiStepLR, milestones=(3,), gamma=0.1)

@@ -18,9 +18,9 @@ from rnri.validation import ConfigError
 from seedselect import ClipFeatures, SeedSelect
 
 DISTILLED_STEPS = 4
-"""Default number of sampling steps of distilled models."""
+"""Default number of sampling steps of models that are distilled for few steps."""
 DEFAULT_STEPS = 20
-"""Default number of sampling steps of all other models."""
+"""Default number of sampling steps of models that are not distilled for few steps."""
 DISTILLED_GUIDANCE_MAX = 2.0
 """A model with a default guidance scale below this threshold is assumed to be distilled for few steps."""
 

@@ -79,7 +79,10 @@ Drawing = tuple[bytes, str, str]
 
 
 def _drawings(context: AppContext) -> dict[str, list[Drawing]] | None:
-    """Return up to three drawings of each concept in the sets, or None if the examples are not a table of drawings."""
+    """Return up to three drawings of each concept in ``PAIRS`` and ``RARE_CONCEPTS``, by the name of the concept.
+
+    If the examples are not a table of drawings, return None.
+    """
     path = Path(context.examples_from or "")
     if path.suffix != ".parquet":
         return None
@@ -110,9 +113,9 @@ def _groups_of_equal_prompt(context: AppContext) -> dict[str, list[Image.Image]]
 
 
 def _caption_counts(path: Path) -> dict[str, int]:
-    """Return the number of training captions of each concept.
+    """Return a dict that maps the name of a concept to its number of training captions.
 
-    The result is empty if the file ``path`` does not exist.
+    The dict is empty if the file ``path`` does not exist.
     """
     if not path.is_file():
         return {}

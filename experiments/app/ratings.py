@@ -79,7 +79,7 @@ class Question:
     order: tuple[str, ...]
 
     def images(self) -> list[Image.Image]:
-        """Read the images of the item from disk and return them from left to right."""
+        """Read the images of this question from disk and return them in the order from left to right."""
         return [self.item.images[method].read() for method in self.order]
 
 

@@ -51,7 +51,10 @@ class EditingModule(LightningModule):
 
     @torch.no_grad()
     def predict_step(self, job: EditJob, _: int) -> str:
-        """Compute a job and store its results; return the label of the job."""
+        """Edit the images of a job with each of its edit methods, compute the metrics, and store the results.
+
+        Returns the label of the job.
+        """
         size = self.size if job.model is None else job.model.model.image_size
         originals = torch.stack([edit.load_image(size) for edit in job.edits]).to(self.device)
         tensors: dict[str, Tensor] = {}

@@ -206,7 +206,7 @@ class EditingExperiment(ResumableRun):
     def run(self, trainer: Trainer) -> float:
         """Compute all results that are not on disk yet; then write the report in one of the processes.
 
-        Returns the CLIP score of the last table row.
+        Returns the CLIP score in the last row of the results table.
         """
         units = self.units()
         self._announce(units, trainer.world_size)

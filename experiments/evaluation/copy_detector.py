@@ -23,7 +23,7 @@ from experiments.evaluation.diversity import squared_distances
 from experiments.evaluation.novelty import authentic_images, copy_paste_measure
 
 COPY_SHARE = 0.05
-"""Fraction of real images whose distance to the nearest other real image is below the threshold of copies."""
+"""Quantile of the distances of real images that is used as the threshold for copies, see :class:`CopyThreshold`."""
 SHIFT = 1 / 16  # size of a shift, as a fraction of the side of the image
 BLUR = 1 / 40  # standard deviation of the blur, as a fraction of the side of the image
 HUE = 0.1  # change of the hue, as a fraction of the color circle
@@ -32,7 +32,10 @@ SHAPE_GRID = 2  # feature maps are averaged over a grid of 2 x 2 cells, to be al
 LAYOUT_GRID = 16  # side of the gray images of the layout distance, in pixels
 MIN_SCALE = 1e-6  # a smaller mean distance between real images is replaced by MIN_SCALE, to avoid division by 0
 DISTANCES = ("shape", "layout")
-"""Names of the two distances; an image is a copy if one of its distances is below a threshold."""
+"""Names of the two distances between an image and a reference.
+
+An image is a copy if one of its two distances to a reference is below the threshold of this distance.
+"""
 
 
 def shifted(images: Tensor, down: int, right: int) -> Tensor:

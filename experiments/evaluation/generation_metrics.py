@@ -1,4 +1,4 @@
-"""Features and measured values of all generated images of a table row, from which the metrics are computed."""
+"""Features and measured values of a set of generated images, from which the metrics of one table row are computed."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class GeneratedSet:
 
     @property
     def c_t(self) -> float | None:
-        """Statistic C_T: a z-score that compares distances to the references of generated and of real images.
+        """Statistic C_T: a z-score that compares the distances of generated and of real images to their references.
 
         A negative C_T means that generated images are nearer to the references than real images are. The distance is
         the shape distance (:mod:`experiments.evaluation.copy_detector`).

@@ -97,7 +97,7 @@ class Setting:
 
     @property
     def prompt_label(self) -> str:
-        """The value in the column ``prompt``: ``caption``, ``empty``, ``wrong`` or the edit ``A -> B``."""
+        """Value of the column ``prompt`` of the results: ``caption``, ``empty``, ``wrong`` or the edit ``A -> B``."""
         return " -> ".join(self.edit) if self.edit else ", ".join(self._prompts)
 
     def source(self, caption: str) -> str:

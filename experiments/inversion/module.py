@@ -57,7 +57,9 @@ class InversionModule(LightningModule):
         self._cache: OrderedDict[tuple, tuple[Tensor, Tensor | None]] = OrderedDict()
 
     def predict_step(self, job: InversionJob, _: int) -> str:
-        """Compute a job and store its results; return the label of the job.
+        """Invert and reconstruct the images of a job, compute the metrics, and store the results.
+
+        Returns the label of the job.
 
         If an image or its latent has NaN or infinite values, the metrics of the image are NaN and figures do not show
         the image. The column ``not_finite`` counts reconstructions with NaN or infinite values.

@@ -223,7 +223,10 @@ def _image_key(sample: Mapping[str, Any]) -> tuple:
 
 
 def _image_source(setting: Setting) -> str:
-    """Return the value in the column ``images``, which describes whether the images are real or generated."""
+    """Return the value of the column ``images`` of the results: whether the images are real or generated.
+
+    The value also describes the settings of generated images, and whether latents come from decoder inversion.
+    """
     source = f"generated, {setting.steps} steps, guidance {setting.guidance:g}" if setting.generated else "real"
     return f"{source}, decoder inversion" if setting.decoder_iterations else source
 

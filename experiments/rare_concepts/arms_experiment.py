@@ -56,7 +56,7 @@ class ExperimentStage(Protocol):
     def num_units(self) -> int: ...
 
     def plan(self) -> list[StagePlan]:
-        """Return the cost of the results of this stage that are not on disk yet."""
+        """Return the estimated cost of computing the results of this stage that are not on disk yet."""
 
     def build(self, leases: Path, progress: RunProgress) -> Stage:
         """Return the Lightning module and data module that compute the results of this stage."""
@@ -232,7 +232,11 @@ class ArmsExperiment(ResumableRun, ABC):
         return replace(arm, select=select)
 
     def _other_concepts(self, concepts: Sequence[Concept], selected: Sequence[Concept]) -> list[Concept]:
-        """Draw concepts that are not selected, until there are ``THRESHOLD_CONCEPTS`` concepts for detecting copies."""
+        """Return random concepts that are not selected, whose real images are also used for detecting copies.
+
+        Together with the selected concepts, there are ``THRESHOLD_CONCEPTS`` concepts, or fewer if the data source does
+        not have so many.
+        """
         names = {concept.name for concept in selected}
         usable = [c for c in concepts if c.name not in names and len(c.references) >= self.references]
         order = np.random.default_rng(self.seed).permutation(len(usable))

@@ -51,7 +51,10 @@ class WatermarkModule(LightningModule):
 
     @torch.no_grad()
     def predict_step(self, job: ReadingJob | ForgeryJob, _: int) -> str:
-        """Compute a job and store its results; return the label of the job."""
+        """Read the watermarks of a batch of images, or forge a watermark, and store the results.
+
+        Returns the label of the job.
+        """
         tensors, rows = self._forge(job) if isinstance(job, ForgeryJob) else self._read(job)
         self.units[job.store].write(job.key, tensors, {"rows": rows})
         return job.label
