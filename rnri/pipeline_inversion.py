@@ -148,7 +148,7 @@ class PipelineInversion(Inversion):
             remedy = f"guidance {self.guidance_scale:g} needs method='round_trip_corrected' or more network evaluations"
         if len(self) == 1:
             return f"{psnr}: {remedy}" if self.guidance_scale > 1 else f"{psnr}: try {remedy}"
-        return f"{psnr} on average, {number} of {len(self)} images below the VAE: {remedy}"
+        return f"{psnr} on average, {number} of {len(self)} images below the PSNR of the VAE: {remedy}"
 
     def reconstruct(self, pipe: DiffusionPipeline) -> list[Image.Image]:
         """Regenerate the images with ``pipe`` and return them.

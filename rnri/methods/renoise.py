@@ -11,7 +11,7 @@ RENOISE = "ReNoise, Garibi et al. 2024, arXiv 2403.14602"
 
 @register_method("renoise", paper=RENOISE, source=NO_LICENSE)
 def renoise() -> ImplicitInverter:
-    """Return ReNoise with the published numbers of evaluations and averages of predictions."""
+    """Return ReNoise with the authors' numbers of network evaluations and of averaged predictions."""
     return ImplicitInverter(ReNoise())
 
 

@@ -186,9 +186,9 @@ class Rex(Inverter):
 
 
 def _timestep(schedule: Schedule, i: int, sigma: float) -> int | float:
-    """Return the network's timestep for the noise level before step ``i``, which is ``sigma`` in flow matching.
+    """Return the network's timestep before step ``i``, or after the last step if ``i == len(schedule)``.
 
-    ``i == len(schedule)`` stands for the noise level after the last step.
+    For flow matching, the timestep is computed from the noise level ``sigma``.
     """
     if schedule.predicts == "flow":
         return timestep_at_sigma(schedule, 0, sigma)

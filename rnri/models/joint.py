@@ -15,8 +15,9 @@ from rnri.models.predictor import Condition, Denoiser, GuidedDenoiser, NoisePred
 class JointPredictor:
     """Several predictors of one network, for different prompts or guidance scales, that are evaluated in one batch.
 
-    Each predictor counts the same network evaluations as in a separate call. Predictors that do not share one network,
-    such as predictors of different classes, are evaluated in separate calls.
+    Each predictor counts the same forward evaluations as in a separate call; backward evaluations are not counted in a
+    joint call. Predictors that do not share one network, such as predictors of different classes, are evaluated in
+    separate calls.
 
     Args:
         predictors: K predictors; the same predictor may occur several times.

@@ -356,7 +356,7 @@ class BestIterate:
         return [r if is_finite else math.inf for r, is_finite in zip(residuals, finite, strict=True)]
 
     def finalize(self, rows: list[int], mask: list[bool], z: Tensor) -> None:
-        """Set the results of some of the ``b`` samples ``rows`` to ``z [b,C,h,w]``: of those whose ``mask`` is True."""
+        """Set the results of the samples ``rows`` for which ``mask`` is True to their rows of ``z [b,C,h,w]``."""
         self.result = replace_rows(self.result, rows, mask, z)
 
     def solution(self, tolerance: float, counter: EvaluationCounter) -> Solution:

@@ -75,7 +75,8 @@ def check_flow_sigmas(scheduler: SchedulerMixin, steps: int, sigmas: Tensor) -> 
     if not ((sigmas[1:] < sigmas[:-1]).all() and sigmas[0] <= 1):
         first_sigmas = ", ".join(f"{sigma:.4g}" for sigma in sigmas[:4].tolist())
         raise ValueError(
-            f"steps={steps}: the sigmas of {type(scheduler).__name__} must descend from 1, got {first_sigmas}, ...."
+            f"steps={steps}: the sigmas of {type(scheduler).__name__} must descend strictly and start at 1 or less, "
+            f"got {first_sigmas}, ...; use another number of steps, or restore the scheduler's published config."
         )
 
 
