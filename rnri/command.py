@@ -99,11 +99,13 @@ def _read(source: Path, prompt: str | None, edit: str | None, options: Options) 
         columns=(options.image_column, options.prompt_column, options.edit_column),
     )
     names = [file.path.stem for file in files]
+    names += [f"{file.path.stem}_edit" for file in files if file.edit is not None]
     if len(set(names)) != len(names):
         name = next(name for name in names if names.count(name) > 1)
         raise ConfigError(
             "source",
-            f"two images have the name {name!r}; rename one of them, because results are named after the image.",
+            f"two images have the name {name!r}; rename one of them, because results are named after the image, and "
+            "the result of an edit has the suffix _edit.",
         )
     return files
 

@@ -50,7 +50,7 @@ def read_columns(path: Path, columns: Mapping[str, str]) -> Iterator[tuple[str, 
     """
     readers = {".csv": _read_cells, ".tsv": _read_cells, ".jsonl": _read_json_lines}
     if path.suffix.lower() not in readers:
-        raise ValueError(f"{path} ends in {path.suffix!r}: captions are read from .json, .csv, .tsv, .jsonl, .parquet.")
+        raise ValueError(f"{path} ends in {path.suffix!r}: captions are read from .csv, .tsv and .jsonl files.")
     return readers[path.suffix.lower()](path, columns)
 
 

@@ -25,7 +25,8 @@ class Selection:
         converged: bool ``[B]``, whether the optimization of a sample stopped because its loss hardly decreased.
         seconds: wall-clock time of each sample's optimization in seconds, float64 ``[B]``. The time of an iteration is
             divided equally among the samples of the iteration.
-        forwards: number of forward passes through the sampler for each sample, int64 ``[B]``.
+        forwards: number of forward passes through the sampler for each sample, int64 ``[B]``. With ``BestOf.preview``,
+            the counts are float64, because a preview after k of T steps counts as k / T.
         backwards: number of backward passes through the sampler for each sample, int64 ``[B]``.
     """
 
@@ -81,7 +82,8 @@ class BestSeedTracker:
         seeds: initial seeds ``[B,C,h,w]``.
         iterations: the maximum number of updates K.
         patience, improvement: a sample has converged when its best criterion decreased by less than the fraction
-            ``improvement`` over the last ``patience`` iterations. ``patience=0`` disables the convergence check.
+            ``improvement`` of its absolute value over the last ``patience`` iterations. ``patience=0`` disables the
+            convergence check.
         max_quality_loss: the optimization of a sample stops when its quality is more than ``max_quality_loss`` below
             its quality in iteration 0.
     """
@@ -151,13 +153,14 @@ class BestSeedTracker:
                 self.initial_quality[rows] = quality
             active &= quality >= self.initial_quality[rows] - self.max_quality_loss
         better = active & (criterion < self.best[rows])
-        self.seed[rows[better]] = seeds[better]
+        self.seed[rows[better]] = seeds[better].to(self.seed.dtype)
         self.latent[rows[better]] = latent[better].to(self.latent.dtype)
         self.best[rows[better]] = criterion[better]
         self.best_loss[rows[better]] = loss[better]
         self.best_trace[k, rows] = self.best[rows]
         if self.patience and k >= self.patience:
-            stalled = self.best[rows] > (1 - self.improvement) * self.best_trace[k - self.patience, rows]
+            earlier = self.best_trace[k - self.patience, rows]
+            stalled = earlier - self.best[rows] < self.improvement * earlier.abs()
             self.converged[rows[stalled & active]] = True
             active &= ~stalled
         return active

@@ -19,6 +19,7 @@ from experiments.planning.cost import Cost, batch_multiplier
 from experiments.runtime.unit_queue import CachedUnitDataModule
 from rnri import Inverter, LatentDiffusion, check_schedule
 from rnri.editing import Editor, Injection, PromptToPrompt, edit_config_class
+from rnri.validation import ConfigError
 
 SOURCE_IMAGE = "source image"
 GROUND_TRUTH = "ground truth"
@@ -174,11 +175,14 @@ def select_edits(edits: Sequence[BenchmarkEdit], kinds: Sequence[str], count: in
     If ``count`` is None, return all edits of ``kinds``.
 
     Raises:
-        ValueError: there are fewer than ``count`` edits of ``kinds``, or no edits.
+        ConfigError: there are no edits of ``kinds``.
+        ValueError: there are fewer than ``count`` edits of ``kinds``.
     """
     by_kind = [[edit for edit in edits if KINDS[edit.kind] == kind] for kind in kinds]
     interleaved = [edit for turn in zip_longest(*by_kind) for edit in turn if edit is not None]
-    if not interleaved or (count or 0) > len(interleaved):
+    if not interleaved:
+        raise ConfigError("task.kinds", f"the benchmark has no edits of the kinds {', '.join(kinds)}: add other kinds.")
+    if (count or 0) > len(interleaved):
         raise ValueError(
             f"task.count: must be at most {len(interleaved)}, the number of edits of the kinds {', '.join(kinds)}, "
             f"got {count}."

@@ -202,7 +202,11 @@ class IterativeSolver(ABC):
             iterate = Iterate(problem, z, z, state).select(active)
             problem, z, state = iterate.problem, iterate.z, iterate.state
         solution = best.solution(self.tolerance, counter)
-        return dataclasses.replace(solution, nfe=torch.tensor(limits)) if counts_limits else solution
+        if not counts_limits:
+            return solution
+        nfe = torch.tensor(limits)
+        backward = (nfe if steps_after_last else nfe - 1) if self.needs_grad else torch.zeros_like(nfe)
+        return dataclasses.replace(solution, nfe=nfe, backward=backward)
 
     @property
     def needs_no_wait(self) -> bool:

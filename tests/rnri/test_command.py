@@ -97,6 +97,15 @@ def test_images_without_captions_are_named(folder):
         read_captions(folder)
 
 
+def test_edited_images_do_not_replace_other_results(folder):
+    (folder / "b.png").rename(folder / "a_edit.png")
+    (folder / "table.csv").write_text("image,caption,edit\na.png,a cat,a dog\na_edit.png,a cat,\n")
+    options = ["--image-column", "image", "--prompt-column", "caption", "--edit-column", "edit", "--images", folder]
+    result = run(folder / "table.csv", *options, *FAST)
+    assert result.exit_code == 1
+    assert "two images have the name 'a_edit'" in result.stderr and "the suffix _edit" in result.stderr
+
+
 def test_help_explains_every_option():
     result = run("--help")
     assert result.exit_code == 0

@@ -232,6 +232,23 @@ def test_a_device_does_not_read_whether_the_guess_is_extrapolated():
     assert anderson_inverter(1)._can_skip(PredictionHistory(predictions), 2).tolist() == [True, False]
 
 
+@pytest.mark.parametrize("limits", [[2, 2], [2, 1], [1, 2]])
+@pytest.mark.parametrize(
+    "solver", [RNRISign(iterations=2, tolerance=0.1), GradientDescent(iterations=2, tolerance=0.1)]
+)
+def test_backward_counts_on_a_device_do_not_depend_on_the_limits_of_other_samples(solver, limits):
+    def network(z: Tensor, _: Tensor) -> Tensor:
+        return z
+
+    with devices.fake_device() as device:
+        z_s = torch.tensor([0.0, 1.0]).view(2, 1, 1, 1).to(device)
+
+        def solve(limits: list[int]) -> list[int]:
+            return solver(problem(network, z_s, a=1.0), z_s, torch.tensor(limits)).backward.tolist()
+
+        assert solve(limits) == [solve([limit, limit])[0] for limit in limits]
+
+
 @pytest.mark.parametrize("limits", [[2, 2], [2, 1]])
 def test_counts_on_a_device_do_not_depend_on_the_limits_of_other_samples(limits):
     """The first sample converges at its first evaluation; its saved evaluation is counted in every batch."""
