@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from seedselect.losses import semantic_loss as semantic_loss
     from seedselect.noise import pink_noise as pink_noise
     from seedselect.problem import Generation as Generation
+    from seedselect.problem import Preview as Preview
     from seedselect.problem import Problem as Problem
     from seedselect.problem import Targets as Targets
     from seedselect.problem import Trajectory as Trajectory

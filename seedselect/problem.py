@@ -16,6 +16,24 @@ of ``latents`` is the clean latent."""
 
 
 @dataclass(frozen=True)
+class Preview:
+    """Functions that divide the sampling into two parts, so that a preview of an image exists after the first part.
+
+    Attributes:
+        steps: number of steps of the sampler.
+        start: function ``(seeds [b,C,h,w], rows [b], k) -> (latents, clean)`` that samples the first ``k`` steps.
+            ``latents [b,C,h,w]`` are the latents after step ``k``, and ``clean [b,C,h,w]`` are the network's estimates
+            of the clean latents in step ``k``.
+        finish: function ``(latents [b,C,h,w], rows [b], k) -> latents`` that samples the steps after step ``k`` and
+            returns the same latents as a :data:`Trajectory`.
+    """
+
+    steps: int
+    start: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
+    finish: Callable[[Tensor, Tensor, int], Sequence[Tensor]]
+
+
+@dataclass(frozen=True)
 class Targets:
     """The targets that the generated image of each sample should resemble.
 
@@ -85,15 +103,20 @@ class Problem:
         decode: function that maps latents ``[b,C,h,w]`` to images ``[b,3,H,W]`` with values in [0, 1].
         features: function that maps images to unit-length features ``[b,D]``.
         targets: targets of all B samples.
+        preview: the same sampler in two parts; needed only by :class:`~seedselect.search.BestOf` with a preview.
     """
 
     trajectory: Trajectory
     decode: Callable[[Tensor], Tensor]
     features: Callable[[Tensor], Tensor]
     targets: Targets
+    preview: Preview | None = None
 
     def generate(self, seeds: Tensor, rows: Tensor) -> Generation:
         """Generate images from ``seeds [b,C,h,w]``; the batch indices of the seeds are ``rows``, int64 ``[b]``."""
         rows = rows.to(seeds.device)
-        latents = self.trajectory(seeds, rows)
+        return self.generation(seeds, self.trajectory(seeds, rows), rows)
+
+    def generation(self, seeds: Tensor, latents: Sequence[Tensor], rows: Tensor) -> Generation:
+        """Return the images of ``latents`` that were sampled from ``seeds [b,C,h,w]`` with the indices ``rows [b]``."""
         return Generation(seeds, latents, self.targets.select(rows), self.decode, self.features)

@@ -7,16 +7,17 @@ that the three methods can be compared at an equal number of network evaluations
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import field, replace
 from typing import ClassVar
 
 import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
-from rnri.validation import HalfOpenUnitInterval, dataclass
+from rnri.models.sampling import to_state_dtype
+from rnri.validation import OMIT_DEFAULT, ConfigError, HalfOpenUnitInterval, OpenUnitInterval, dataclass
 from seedselect.history import BestSeedTracker, Selection
-from seedselect.problem import Problem
+from seedselect.problem import Generation, Problem
 from seedselect.select import OnIteration, SeedSelect, no_callback
 
 
@@ -24,16 +25,34 @@ from seedselect.select import OnIteration, SeedSelect, no_callback
 class BestOf:
     """Choose the seed with the smallest loss among several seeds per sample, then optionally optimize this seed.
 
+    With ``preview``, the candidates are compared early during sampling, so that more candidates can be compared with
+    the same number of network evaluations.
+
     Args:
         loss: the ``SeedSelect`` object whose loss ranks the seeds. Other settings of the ``SeedSelect`` object, such as
             ``optimizer``, have no effect.
         candidates: number of seeds per sample.
         refine: the ``SeedSelect`` object that optimizes the best seed; None returns the best seed unchanged.
+        preview: fraction of the sampling steps, in (0, 1), after which the candidates are compared, rounded to full
+            steps. The loss of a candidate is computed from the network's estimate of the clean latent, and only the
+            best candidate is sampled to the end. With N candidates and a preview p, the number of network evaluations
+            is that of ``p N + 1 - p`` candidates without preview. None: every candidate is sampled to the end.
+
+    Raises:
+        ConfigError: ``preview`` is set, and ``loss`` has more than one step weight, although a preview is one latent.
     """
 
     loss: SeedSelect
     candidates: PositiveInt
     refine: SeedSelect | None = None
+    preview: OpenUnitInterval | None = field(default=None, metadata=OMIT_DEFAULT)
+
+    def __post_init__(self) -> None:
+        if self.preview is not None and len(self.loss.step_weights) > 1:
+            raise ConfigError(
+                "loss.step_weights",
+                f"must have one weight with a preview, got {len(self.loss.step_weights)}: a preview is one latent.",
+            )
 
     @property
     def step_weights(self) -> tuple[float, ...]:
@@ -41,15 +60,26 @@ class BestOf:
         return tuple(self.loss.step_weights)
 
     @property
-    def call_counts(self) -> tuple[int, int]:
+    def previews(self) -> int:
+        """Number of previews that are decoded per sample."""
+        return self.candidates if self.preview else 0
+
+    @property
+    def call_counts(self) -> tuple[float, int]:
         """Maximum number of forward and backward passes through the sampler per sample."""
         forwards, backwards = self.refine.call_counts if self.refine else (0, 0)
-        return self.candidates + forwards, backwards
+        if self.preview is None:
+            return self.candidates + forwards, backwards
+        return self.preview * self.candidates + 1 - self.preview + forwards, backwards
 
     def with_steps(self, steps: int) -> BestOf:
-        """Return a copy for samplers with ``steps`` steps, see :meth:`SeedSelect.with_steps`."""
+        """Return a copy for samplers with ``steps`` steps, see :meth:`SeedSelect.with_steps`.
+
+        ``preview`` is rounded to a fraction of ``steps``. A sampler with one step has no preview.
+        """
         refine = self.refine.with_steps(steps) if self.refine else None
-        return BestOf(self.loss.with_steps(steps), self.candidates, refine)
+        preview = self.preview and steps > 1 and _preview_steps(self.preview, steps) / steps
+        return BestOf(self.loss.with_steps(steps), self.candidates, refine, preview or None)
 
     def __call__(
         self,
@@ -63,7 +93,9 @@ class BestOf:
 
         ``on_iteration(k, loss [B])`` is called for k = 0 to N - 1 with the losses of the k-th seed of every sample.
         """
-        best = self._select(seeds.detach().unflatten(0, (-1, self.candidates)), problem, on_iteration)
+        candidates = seeds.detach().unflatten(0, (-1, self.candidates))
+        select = self._select if self.preview is None else self._select_by_previews
+        best = select(candidates, problem, on_iteration)
         if self.refine is None:
             return best
         return best.merge(self.refine(best.seed, problem, on_iteration=on_iteration, noise=noise))
@@ -75,6 +107,33 @@ class BestOf:
             loss, _ = _evaluate(self.loss, problem, candidates[:, k], tracker, k)
             on_iteration(k, loss)
         return tracker.selection().ungroup()
+
+    @torch.no_grad()
+    def _select_by_previews(self, candidates: Tensor, problem: Problem, on_iteration: OnIteration) -> Selection:
+        """Return the seed with the best preview of each sample from ``candidates [B,N,C,h,w]``.
+
+        The losses in ``Selection.trace`` belong to the previews, and ``Selection.loss`` belongs to the final image.
+
+        Raises:
+            ValueError: ``problem.preview`` is None.
+        """
+        sampler = problem.preview
+        if sampler is None:
+            raise ValueError("BestOf with a preview needs Problem(preview=...): pass the sampler in two parts.")
+        steps = _preview_steps(self.preview or 0.0, sampler.steps)
+        rows = torch.arange(len(candidates), device=candidates.device)
+        tracker = BestSeedTracker(self.loss.grouped(to_state_dtype(candidates[:, 0])), self.candidates - 1)
+        for k in range(self.candidates):
+            seeds = candidates[:, k]
+            latent, clean = sampler.start(seeds, rows, steps)
+            on_iteration(k, _record(self.loss, problem.generation(seeds, [clean], rows), latent, tracker, k))
+        best = tracker.selection().ungroup()
+        seed = best.seed.to(candidates.dtype)
+        latents = sampler.finish(best.latent, rows, steps)
+        loss, _ = _loss_and_criterion(self.loss, problem.generation(seed, latents, rows))
+        loss = loss.cpu().double().repeat_interleave(self.loss.group_size)
+        forwards = (best.forwards * steps + sampler.steps - steps).double() / sampler.steps
+        return replace(best, seed=seed, latent=latents[-1], loss=loss, forwards=forwards)
 
 
 @dataclass(frozen=True)
@@ -97,6 +156,7 @@ class LocalSearch:
     neighbors: PositiveInt
     spread: HalfOpenUnitInterval = 0.3
     candidates: ClassVar[PositiveInt] = 1
+    previews: ClassVar[int] = 0
 
     @property
     def step_weights(self) -> tuple[float, ...]:
@@ -147,6 +207,11 @@ def perturb(seeds: Tensor, noise: Tensor, spread: float) -> Tensor:
     return mixed.to(seeds.dtype).to(seeds.device)
 
 
+def _preview_steps(preview: float, steps: int) -> int:
+    """Return ``preview * steps``, rounded to an integer from 1 to ``steps - 1``."""
+    return min(max(round(preview * steps), 1), steps - 1)
+
+
 @torch.no_grad()
 def _evaluate(
     objective: SeedSelect,
@@ -157,7 +222,7 @@ def _evaluate(
     *,
     initial_latent: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Compute and record the losses of ``seeds [B,C,h,w]``, the k-th candidates of all samples.
+    """Generate from ``seeds [B,C,h,w]``, the k-th candidates of all samples, and record the losses.
 
     ``initial_latent [B,C,h,w]`` are the clean latents of the initial seeds; None means that ``seeds`` are the initial
     seeds.
@@ -167,9 +232,32 @@ def _evaluate(
     """
     generation = problem.generate(seeds, torch.arange(len(seeds)))
     latent = generation.latents[-1]
-    initial = latent if initial_latent is None else initial_latent
-    generation = replace(generation, group_size=objective.group_size, initial_latent=initial)
-    loss, criterion = objective.loss_and_criterion(generation)
+    return _record(objective, generation, latent, tracker, k, initial_latent=initial_latent), latent
+
+
+def _record(
+    objective: SeedSelect,
+    generation: Generation,
+    latent: Tensor,
+    tracker: BestSeedTracker,
+    k: int,
+    *,
+    initial_latent: Tensor | None = None,
+) -> Tensor:
+    """Compute and record the losses of the images of the k-th candidates of all samples; return the losses ``[B]``.
+
+    If a candidate is the best so far, the tracker stores its ``latent [B,C,h,w]``.
+    """
+    loss, criterion = _loss_and_criterion(objective, generation, initial_latent)
     rows = torch.arange(len(loss))
-    tracker.record(k, rows, objective.grouped(seeds), objective.grouped(latent), loss, criterion=criterion)
-    return loss.repeat_interleave(objective.group_size), latent
+    seeds = objective.grouped(generation.seeds)
+    tracker.record(k, rows, seeds, objective.grouped(latent), loss, criterion=criterion)
+    return loss.repeat_interleave(objective.group_size)
+
+
+def _loss_and_criterion(
+    objective: SeedSelect, generation: Generation, initial_latent: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return the losses and the criteria of G groups, each ``[G]``, see :meth:`SeedSelect.loss_and_criterion`."""
+    initial = generation.latents[-1] if initial_latent is None else initial_latent
+    return objective.loss_and_criterion(replace(generation, group_size=objective.group_size, initial_latent=initial))

@@ -107,6 +107,7 @@ class SeedSelect:
     rewards: Annotated[Sequence[Sequence[Any]], MinLen(1)] | None = None
     gradient: Callable[[Tensor, Tensor], Tensor] = identity
     candidates: ClassVar[PositiveInt] = 1
+    previews: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
         self._build_optimizer([torch.zeros(1)])

@@ -32,11 +32,15 @@ class BestSubset(BestOf):
             ``quality`` of the ``GroupSelect`` object has no effect.
         candidates: number N of candidate seeds for each returned seed.
         refine: the ``SeedSelect`` object that optimizes the chosen seeds; None returns the chosen seeds unchanged.
+        preview: must be None, because sets of images are compared after all sampling steps.
     """
 
     loss: GroupSelect
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.preview is not None:
+            raise ConfigError("preview", "must be null, because sets of images are compared after all sampling steps.")
         for reward, _ in self.loss.group_rewards:
             if not isinstance(reward, ImageDiversity | LatentDiversity):
                 raise ConfigError(

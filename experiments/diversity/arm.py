@@ -36,6 +36,8 @@ class DiversityArm(Arm):
             raise ConfigError(
                 "one_step", "must be false without select, because no seed is optimized if select is null."
             )
+        if self.one_step and self.select.previews:
+            raise ConfigError("select.preview", "must be null with one_step, because one step has no preview.")
 
     @property
     def _backward_cost(self) -> int:

@@ -102,12 +102,12 @@ class Arm:
         sampled = self.sampled_steps(steps)
         cost = Cost(sampled, 1)
         if self.select is not None:
-            latents = len(self.select.step_weights)  # number of decoded latents per iteration of SeedSelect
+            latents = len(self.select.step_weights)  # number of decoded latents per full sampling
             forwards, backwards = self.select.call_counts
             derived = self._differentiated_steps(sampled)
             recomputed = gradient_checkpointing * backwards
             cost = (
-                Cost(0, 1)
+                Cost(0, 1 + self.select.previews)
                 + Cost(sampled, latents).times(forwards)
                 + Cost(0, 0, derived, latents).times(backwards)
                 + Cost(recomputed * derived, recomputed * latents)

@@ -20,9 +20,9 @@ from experiments.rare_concepts.context import RunContext
 from experiments.rare_concepts.data import ConceptBatch
 from experiments.runtime.device import synchronize
 from experiments.runtime.progress import RunProgress
-from rnri import Schedule
-from rnri.models.sampling import trajectory
-from seedselect import Problem, Selection, Targets, Trajectory, appearance_loss, semantic_loss
+from rnri import NoisePredictor, Schedule
+from rnri.models.sampling import to_state_dtype, trajectory
+from seedselect import Preview, Problem, Selection, Targets, Trajectory, appearance_loss, semantic_loss
 
 Unit = tuple[dict[str, Tensor], dict[str, Any]]
 """Images and seeds of one concept, generated with one arm (pipeline), and a record that can be stored as JSON."""
@@ -127,11 +127,10 @@ class RareConceptModule(LightningModule):
     def _sample(self, seeds: Tensor, batch: ConceptBatch, targets: Targets) -> tuple[Tensor, Tensor, list[dict]]:
         """Sample from ``seeds`` without optimization; return the seeds, the latents, and one record per sample."""
         self.progress.set_stage("sampling")
-        arm, model = self.context.arms[batch.arm], self.context.networks.model
-        predictor = model.predictor(self._prompts(batch), arm.guidance_of_sampling)
+        arm = self.context.arms[batch.arm]
         with torch.no_grad():
             start = self._initial_latents(arm, seeds, targets, torch.arange(len(seeds)))
-            latents = model.sample(start, predictor, self._schedule(arm))
+            latents = self.context.networks.model.sample(start, self._predictor(batch), self._schedule(arm))
         nfe = self._nfe(batch, torch.ones(len(seeds)), torch.zeros(len(seeds)))
         return seeds, latents, [{"nfe": count} for count in nfe]
 
@@ -157,9 +156,11 @@ class RareConceptModule(LightningModule):
         def show_loss(k: int, loss: Tensor) -> None:
             self.progress.set_stage(f"optimizing, iteration {k}, loss {loss.mean():.3f}")
 
-        selection = self.context.arms[batch.arm].select(
+        select = self.context.arms[batch.arm].select
+        preview = self._preview(batch, targets) if select.previews else None
+        selection = select(
             seeds.float(),
-            Problem(self._trajectory(batch, targets), decode, self.context.networks.clip, targets),
+            Problem(self._trajectory(batch, targets), decode, self.context.networks.clip, targets, preview),
             on_iteration=show_loss,
             noise=partial(self._neighbor_noise, batch),
         )
@@ -199,7 +200,7 @@ class RareConceptModule(LightningModule):
         The arguments of the function are seeds ``[b, C, h, w]`` and their indices in the batch.
         """
         arm = self.context.arms[batch.arm]
-        predictor = self.context.networks.model.predictor(self._prompts(batch), arm.guidance_of_sampling)
+        predictor = self._predictor(batch)
 
         def last_latents(seeds: Tensor, rows: Tensor) -> list[Tensor]:
             return trajectory(
@@ -212,6 +213,27 @@ class RareConceptModule(LightningModule):
             )
 
         return last_latents
+
+    def _preview(self, batch: ConceptBatch, targets: Targets) -> Preview:
+        """Return the functions that sample in two parts, with a preview of the images after the first part."""
+        arm = self.context.arms[batch.arm]
+        predictor, schedule = self._predictor(batch), self._schedule(arm)
+
+        def start(seeds: Tensor, rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
+            latents = [to_state_dtype(self._initial_latents(arm, seeds, targets, rows))]
+            latents += trajectory(latents[0], predictor.select(rows), schedule.head(k), keep_last=min(k, 2))
+            return latents[-1], schedule.clean_estimate(k - 1, *latents[-2:]).to(seeds.dtype)
+
+        def finish(latents: Tensor, rows: Tensor, k: int) -> list[Tensor]:
+            last = trajectory(latents, predictor.select(rows), schedule.tail(len(schedule) - k), keep_last=1)
+            return [latent.float() for latent in last]
+
+        return Preview(len(schedule), start, finish)
+
+    def _predictor(self, batch: ConceptBatch) -> NoisePredictor:
+        """Return the predictor of the images of a batch, with the guidance scale of sampling."""
+        arm = self.context.arms[batch.arm]
+        return self.context.networks.model.predictor(self._prompts(batch), arm.guidance_of_sampling)
 
     def _targets(self, batch: ConceptBatch) -> Targets:
         """Return the targets of SeedSelect's losses for each sample, computed from prompts and reference images.

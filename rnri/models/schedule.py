@@ -198,6 +198,21 @@ class Schedule:
             return (z - sigma * prediction) / alpha, prediction
         return (z - sigma * prediction) / (alpha + sigma), (z + alpha * prediction) / (alpha + sigma)
 
+    def clean_estimate(self, i: int, z_t: Tensor, z_s: Tensor) -> Tensor:
+        """Return the estimate of the clean latent that step ``i`` used, from the latents before and after the step.
+
+        A deterministic step replaces ``z_t = alpha_t x + sigma_t e`` by ``z_s = alpha_s x + sigma_s e``, where ``x``
+        and ``e`` are the network's estimates of the clean latent and of the noise. The two equations determine ``x``,
+        so that the estimate needs no network evaluation.
+
+        Args:
+            i: index of the step.
+            z_t: latent ``[B,C,h,w]`` before the step.
+            z_s: latent ``[B,C,h,w]`` after the step.
+        """
+        alpha_t, sigma_t, alpha_s, sigma_s = self.alpha_sigma(i)
+        return (sigma_t * z_s - sigma_s * z_t) / (alpha_s * sigma_t - alpha_t * sigma_s)
+
     def tail(self, k: int) -> Schedule:
         """Return the schedule of the ``k`` cleanest steps, for partial inversion; 1 <= ``k`` <= ``len(self)``."""
         if not 1 <= k <= len(self):

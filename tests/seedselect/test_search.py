@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from rnri.validation import ConfigError
 from seedselect import (
     BestOf,
     BestSubset,
+    Generation,
     GroupSelect,
     LatentDiversity,
     LocalSearch,
+    Preview,
+    Problem,
     SeedSelect,
     Targets,
     pairwise_distance,
 )
 from seedselect.search import perturb
-from tests.seedselect.test_select import SHAPE, draw, evaluate, generate, problem, with_adamw
+from tests.seedselect.test_select import (
+    MIX,
+    SHAPE,
+    SIZE,
+    decode,
+    draw,
+    evaluate,
+    features,
+    generate,
+    problem,
+    with_adamw,
+)
 
 
 def call(method, seeds: torch.Tensor, targets: Targets, **options):
@@ -38,6 +55,70 @@ def test_best_of_returns_the_candidate_with_the_lowest_loss():
     torch.testing.assert_close(result.loss, losses.min(1).values)
     torch.testing.assert_close(result.latent, generate(result.seed, torch.arange(3))[-1])
     assert (result.forwards == 4).all() and (result.backwards == 0).all()
+
+
+HALVES = (0.5 * torch.eye(SIZE) + 0.5 * MIX, torch.linalg.solve(0.5 * torch.eye(SIZE) + 0.5 * MIX, MIX))
+"""Two linear maps: the first four of ten sampling steps of ``generate``, and the other six steps."""
+CLEAN = MIX.roll(1, 0)
+
+
+def apply(z: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    return (z.flatten(1) @ matrix.to(z.dtype)).view(-1, *SHAPE)
+
+
+def problem_with_preview(targets: Targets) -> Problem:
+    """The problem of ``problem``, whose previews differ from its final latents."""
+
+    def start(seeds: torch.Tensor, rows: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        assert k == 4
+        return apply(seeds.double(), HALVES[0]), apply(seeds, CLEAN)
+
+    def finish(latents: torch.Tensor, rows: torch.Tensor, k: int) -> list[torch.Tensor]:
+        assert k == 4 and latents.dtype == torch.float64
+        return [apply(latents, HALVES[1]).float()]
+
+    return replace(problem(targets), preview=Preview(10, start, finish))
+
+
+def test_best_preview_is_sampled_to_the_end():
+    seeds, _ = draw(12)
+    _, targets = draw(3)
+    loss = SeedSelect(step_weights=(1.0,))
+    method = BestOf(loss, 4, preview=0.4)
+    losses = []
+    result = method(seeds, problem_with_preview(targets), on_iteration=lambda _, values: losses.append(values))
+    candidates = seeds.view(3, 4, *SHAPE)
+    expected = []
+    for k in range(4):
+        generation = Generation(candidates[:, k], [apply(candidates[:, k], CLEAN)], targets, decode, features)
+        expected.append(loss.compute_loss(generation).double())
+    torch.testing.assert_close(torch.stack(losses).double(), torch.stack(expected))
+    best = torch.stack(expected).argmin(0)
+    final = torch.stack([evaluate(loss, candidates[:, k], targets) for k in range(4)])
+    assert best.tolist() != final.argmin(0).tolist()  # the test needs previews that rank the seeds differently
+    assert torch.equal(result.seed, candidates[torch.arange(3), best])
+    torch.testing.assert_close(result.latent, apply(result.seed, MIX))
+    torch.testing.assert_close(result.loss, final[best, torch.arange(3)])
+    assert result.forwards.tolist() == [0.4 * 4 + 0.6] * 3 and method.call_counts == (0.4 * 4 + 1 - 0.4, 0)
+
+
+def test_preview_is_rounded_to_steps_of_the_sampler():
+    method = BestOf(SeedSelect(step_weights=(1.0,)), 6, preview=0.4)
+    assert [method.with_steps(steps).preview for steps in (1, 2, 3, 4, 10)] == [None, 1 / 2, 1 / 3, 2 / 4, 0.4]
+    assert [method.with_steps(steps).previews for steps in (1, 2)] == [0, 6]
+    assert BestOf(SeedSelect(), 6).with_steps(4).preview is None
+
+
+def test_a_preview_needs_a_sampler_in_two_parts_and_one_step_weight():
+    seeds, targets = draw(3)
+    one_weight = SeedSelect(step_weights=(1.0,))
+    with pytest.raises(ValueError, match=r"BestOf with a preview needs Problem\(preview=...\)"):
+        call(BestOf(one_weight, 1, preview=0.5), seeds, targets)
+    with pytest.raises(ConfigError, match=r"loss.step_weights: must have one weight with a preview, got 2"):
+        BestOf(SeedSelect(step_weights=(0.5, 0.5)), 2, preview=0.5)
+    group = GroupSelect(group_rewards=[(LatentDiversity(pairwise_distance), 1.0)], group_size=2)
+    with pytest.raises(ConfigError, match=r"preview: must be null"):
+        BestSubset(group, 2, preview=0.5)
 
 
 def test_refine_continues_from_the_best_candidate_and_adds_its_cost():
