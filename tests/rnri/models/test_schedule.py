@@ -16,7 +16,7 @@ from diffusers import (
 )
 
 from rnri import Schedule
-from tests.problems import scheduler
+from tests.problems import flow_schedule, schedule, scheduler
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
@@ -121,6 +121,17 @@ def test_tail_returns_cleanest_steps():
 def test_invalid_number_of_steps(steps):
     with pytest.raises(ValueError, match=f"steps={steps}"):
         Schedule.from_scheduler(scheduler(), steps)
+
+
+@pytest.mark.parametrize("make", [schedule, flow_schedule])
+def test_clean_estimate_follows_from_the_latents_before_and_after_a_step(make):
+    steps = make(4)
+    z = torch.randn(2, 3, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for i in range(4):
+        prediction = torch.sin(3 * z)
+        clean, _ = steps.clean_and_noise(i, z, prediction)
+        a, b = steps.coefficients(i)
+        torch.testing.assert_close(steps.clean_estimate(i, z, (z - b * prediction) / a), clean)
 
 
 @pytest.mark.parametrize("k", [0, 11])
