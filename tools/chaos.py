@@ -25,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -149,7 +150,15 @@ def _journal_units(folder: Path) -> None:
     UnitStore.write = write_and_journal
 
 
-def kill_and_replace(command: list[str], kills: int, processes: int, *, wait: tuple[float, float], seed: int) -> float:
+def kill_and_replace(
+    command: list[str],
+    kills: int,
+    processes: int,
+    *,
+    wait: tuple[float, float],
+    seed: int,
+    is_due: Callable[[int], bool] = lambda _: True,
+) -> float:
     """Run ``command`` in several processes, and kill and replace a random process ``kills`` times.
 
     Args:
@@ -158,6 +167,7 @@ def kill_and_replace(command: list[str], kills: int, processes: int, *, wait: tu
         processes: number of processes that run at the same time.
         wait: minimum and maximum time between two kills, in seconds.
         seed: random seed of the times of the kills and of the choice of the killed processes.
+        is_due: whether the time before the next kill may begin, by the number of processes that were killed.
 
     Returns:
         The duration in seconds until all processes have finished.
@@ -174,6 +184,8 @@ def kill_and_replace(command: list[str], kills: int, processes: int, *, wait: tu
     running = [start_process() for _ in range(processes)]
     killed = 0
     while killed < kills:
+        while not is_due(killed) and any(process.poll() is None for process in running):
+            time.sleep(0.005)
         time.sleep(generator.uniform(*wait))
         victim = generator.randrange(processes)
         if running[victim].poll() is None:
@@ -189,12 +201,19 @@ def kill_and_replace(command: list[str], kills: int, processes: int, *, wait: tu
 
 
 def stress_units(folder: Path, kills: int, processes: int, *, units: int, pause: float, seed: int) -> Summary:
-    """Run the default test, in which processes that write small files are killed and replaced."""
+    """Run the default test, in which processes that write small files are killed and replaced.
+
+    The kills are distributed over the units of work, so that processes are killed while they still have work.
+    """
     (folder / "units").mkdir(parents=True)
+
+    def is_due(killed: int) -> bool:
+        return len(_contents(folder / "units")) >= units * (killed + 1) // (kills + 2)
+
     command = [sys.executable, "-m", "tools.chaos", "--work", str(folder), "--units", str(units), "--pause", str(pause)]
-    seconds = kill_and_replace(command, kills, processes, wait=(0.15, 0.5), seed=seed)
+    seconds = kill_and_replace(command, kills, processes, wait=(0, pause), seed=seed, is_due=is_due)
     journal = _journal(folder)
-    contents = {path.name: path.read_text() for path in (folder / "units").iterdir() if not path.name.startswith(".")}
+    contents = _contents(folder / "units")
     expected = {f"unit{k}": unit_content(f"unit{k}") for k in range(units)}
     return Summary(
         kills,
@@ -308,6 +327,10 @@ def stress_ddp(folder: Path, launcher: str, processes: int, *, kills: int, max_w
             summary.finished += 1
             summary.different += _differences(run_folder, folder / "single")
     return summary
+
+
+def _contents(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in folder.iterdir() if not path.name.startswith(".")}
 
 
 def _journal(folder: Path) -> list[str]:

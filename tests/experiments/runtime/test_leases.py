@@ -68,16 +68,23 @@ def test_killed_process_of_this_machine_loses_its_leases_immediately(tmp_path):
 
 
 def test_remote_process_is_dead_after_the_lease_timeout(tmp_path):
-    far, near = (
-        on_another_machine(LeaseManager(tmp_path, heartbeat_interval=0.02, lease_timeout=5.0)),
-        LeaseManager(tmp_path, heartbeat_interval=0.02, lease_timeout=5.0),
-    )
+    far = on_another_machine(LeaseManager(tmp_path, heartbeat_interval=0.02, lease_timeout=60.0))
+    near = LeaseManager(tmp_path, heartbeat_interval=0.02, lease_timeout=60.0)
+    heartbeat = tmp_path / "heartbeats" / far.me.id
+
+    def set_age(seconds: float) -> None:
+        last = near._beat() - seconds
+        os.utime(heartbeat, (last, last))
+
     assert far.acquire("a")
-    time.sleep(6.0)
-    assert not near.acquire("a")  # it sends heartbeats
+    set_age(61.0)
+    wait_until(lambda: heartbeat.stat().st_mtime > near._beat() - 60.0)  # it sends heartbeats
+    assert not near.acquire("a")
     far._stop.set()
     far._thread.join()
-    wait_until(lambda: near.acquire("a"))
+    set_age(30.0)
+    assert not near.acquire("a")
+    set_age(61.0)
     assert near.acquire("a") and not LeaseManager(tmp_path, lease_timeout=60).acquire("a")
     near.close()
 
