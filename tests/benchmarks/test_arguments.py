@@ -3,6 +3,7 @@
 import importlib
 import sys
 
+import huggingface_hub
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -35,14 +36,22 @@ CASES = [(name, options) for name, group in BAD_OPTIONS.items() for options in g
 
 
 @pytest.fixture
+def offline(monkeypatch):
+    """Look up Hub ids in the local cache only: the answer does not depend on the network, and nothing is retried."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+
+
+@pytest.fixture
 def files(tmp_path):
     pq.write_table(pa.table({"caption": ["a camel"]}), tmp_path / "FILE")
     pq.write_table(pa.table({"caption": pa.array([None], pa.string())}), tmp_path / "EMPTY")
     return tmp_path
 
 
+@pytest.mark.usefixtures("offline")
 @pytest.mark.parametrize(("name", "options"), CASES, ids=lambda value: value)
 def test_bad_option_is_one_line(name, options, files, monkeypatch, capsys):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # an unreachable Hub is retried for 23 s
     command = importlib.import_module(f"benchmarks.{name}")
     argv = [str(files / word) if word in ("FILE", "EMPTY") else word for word in options.split()]
     monkeypatch.setattr(sys, "argv", [name, *argv])
