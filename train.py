@@ -33,7 +33,10 @@ def main(config: DictConfig) -> float | None:
 
 
 def command() -> None:
-    """Run the command line, and print errors in the composition of the config on one line."""
+    """Run the experiment of the command line, or print the help if the command line contains ``--help`` or ``-h``.
+
+    If Hydra cannot compose the config, the program exits with a one-line error message.
+    """
     with exit_on_composition_errors(sys.argv[1:]):
         if "--help" in sys.argv or "-h" in sys.argv:
             from experiments.config.help import print_help

@@ -4,4 +4,4 @@ from experiments.config.output import replace_unencodable
 from experiments.config.project import register
 
 register()  # defines the resolver ${project:PATH} of the configs
-replace_unencodable()  # called here, because every command of the project imports this package
+replace_unencodable()  # every command of the project imports this package, and can then print to any terminal

@@ -127,7 +127,7 @@ class Networks:
                 if weight.is_floating_point() and not weight.isfinite().all():
                     raise ValueError(
                         f"the weight {key} of the {name} is not finite in {str(weight.dtype).removeprefix('torch.')}: "
-                        "replace the weight file, or load it in another precision."
+                        "replace the weight file, or load the weights in another precision."
                     )
 
 
@@ -174,8 +174,8 @@ def unsupported_methods(model: LatentDiffusion, methods: Mapping[str, tuple[Inve
 
     Args:
         model: the text-to-image model.
-        methods: the inversion methods by name, each with its number of steps. The test uses at least
-            ``SAFE_STEP_COUNT`` steps, because a method may need more than a few steps.
+        methods: the inversion methods by name, each with its number of steps. A method is tested with at least
+            ``SAFE_STEP_COUNT`` steps, so that a method that only needs more steps is not returned.
     """
     reasons = {}
     for name, (inverter, steps) in methods.items():
@@ -191,11 +191,11 @@ def check_method_steps(model: LatentDiffusion, name: str, inverter: Inverter, st
     try:
         check_schedule(inverter, model.schedule(steps))
     except ValueError as error:
-        raise ValueError(f"task.methods.{name} in a setting of {steps} steps: {error}") from error
+        raise ValueError(f"task.methods.{name} with {steps} sampling steps: {error}") from error
 
 
 def _required(network: NetworkType | None, key: str) -> NetworkType:
     """Return ``network``; raise ConfigError if ``network`` is None, which means that the config key ``key`` is null."""
     if network is None:
-        raise ConfigError(key, "must not be null, because this experiment needs the network.")
+        raise ConfigError(key, "must not be null, because this experiment needs the network; give a folder or Hub id.")
     return network

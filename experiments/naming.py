@@ -1,4 +1,4 @@
-"""Normalization of the names of folders, labels and concepts, so that names can be compared; names of metrics."""
+"""Comparison of the names of folders, labels and concepts after normalization, and the names of logged metrics."""
 
 from __future__ import annotations
 

@@ -25,11 +25,11 @@ MAX_WRITE_S = 24 * 3600  # a temporary file of another machine is stale if it ha
 
 
 class CannotWrite(OSError):
-    """A file or folder cannot be written. The user sees the error message."""
+    """Error that is raised if a file or folder cannot be written. The error message is shown to the user."""
 
 
 class CannotRead(OSError):
-    """A stored file is missing or damaged. The user sees the error message."""
+    """Error that is raised if a stored file is missing or damaged. The error message is shown to the user."""
 
 
 def atomic_write(path: str | Path, write: Callable[[Path], Any]) -> None:
@@ -69,7 +69,7 @@ def check_writable(path: str | Path) -> None:
 
 
 def _temporary_sibling(target: Path) -> Path:
-    """Create an empty hidden file, with default permissions, that has the folder and the suffix of ``target``."""
+    """Create an empty hidden file in the folder of ``target`` and with its suffix; return the path of the file."""
     # The stem is shortened, because the name of ``target`` may have the maximum length of a file name.
     writer = f"{_process_namespace()}-{os.getpid()}-{uuid4().hex[:8]}"
     temporary = target.with_name(f".{target.stem[:32]}.{writer}{target.suffix[:16]}")
@@ -86,7 +86,7 @@ def _process_namespace() -> str:
     try:
         boot_id = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
         content = f"{boot_id} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:  # without /proc, the process namespace is unknown, and the hash is random
+    except OSError:  # without /proc, the namespace is unknown: use a random hash
         content = uuid4().hex
     return hashlib.sha256(content.encode()).hexdigest()[:8]
 

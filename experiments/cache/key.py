@@ -1,4 +1,4 @@
-"""Cache keys: the settings of an object as plain data, by which results are stored and looked up."""
+"""Cache keys: descriptions of the settings of objects as plain data, by which stored results are looked up."""
 
 from __future__ import annotations
 

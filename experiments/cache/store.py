@@ -1,7 +1,7 @@
 """Stores of results on disk: a store of inverted seeds for all runs, and stores of the finished units of an experiment.
 
-A unit is the smallest piece of resumable work. Files are written atomically: if a process is killed while it writes a
-file, the file is not created.
+A unit is the smallest piece of work that a resumed run can skip, for example the images of one concept. Files are
+written atomically: if a process is killed while it writes a file, the file is not created.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from experiments.cache.atomic import CannotRead, atomic_write, digest, finished_
 
 torch.backends.cudnn.allow_tf32 = False
 # TF32 is disabled in every process that stores results. With TF32, cuDNN rounds the inputs of a convolution to 10 bits,
-# so that the relative error of the network is 1e-3, and the residual of an inversion cannot become smaller.
+# so that the relative error of the network is 1e-3. The residual of an inversion cannot become smaller than this error.
 
 CACHE_VERSION = 3
 """Version of the cache, which is part of every cache key.
@@ -73,6 +73,9 @@ class SeedStore:
     The key of an inverted seed contains the checkpoint, numerical settings (precision, device), the inversion method
     with its settings, the schedule, the guidance scale, the prompt and the image. A ``SeedStore`` also stores the
     features of real images.
+
+    Args:
+        root: folder of the files; each file contains one entry.
     """
 
     def __init__(self, root: str | Path) -> None:
@@ -93,9 +96,11 @@ class SeedStore:
 
 
 class UnitStore:
-    """The finished units of an experiment; a unit is the smallest piece of resumable work.
+    """A store of the results of finished units; a unit is the smallest piece of work that a resumed run can skip.
 
-    The units of each combination of ``settings`` are stored in a separate folder.
+    Args:
+        root: folder that contains one subfolder per combination of ``settings``.
+        settings: all settings on which the results of the units depend.
     """
 
     def __init__(self, root: str | Path, settings: Mapping[str, Any]) -> None:

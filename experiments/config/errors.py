@@ -41,14 +41,14 @@ REMEDIES = {
 
 
 class ConfigErrors(ValueError):
-    """The errors of a config. The message has one line per error."""
+    """Exception for a config that contains one or more errors. The message has one line per error."""
 
 
 def nearest(name: str, names: Sequence[str]) -> str:
-    """Format the names in ``names`` that are similar to ``name``, or all names if none is similar."""
+    """Return a hint for an error message: the ``names`` that are similar to ``name``, or all if none is similar."""
     similar = get_close_matches(name, names, n=3, cutoff=0.5)
     if not names:
-        return "it has no keys"
+        return "no keys are allowed here"
     return f"nearest: {', '.join(similar)}" if similar else f"choose from {', '.join(names)}"
 
 
@@ -68,15 +68,16 @@ def exit_with_error(message: str) -> NoReturn:
 
 
 def one_line(error: BaseException) -> str:
-    """Return the message of an error on one line.
+    """Return the message of ``error`` without line breaks.
 
-    The message of a disk error includes a remedy. The message of :class:`ConfigErrors` has one line per config error.
+    If the operating system cannot write a file, the message includes advice, such as to free some space. Only the
+    message of :class:`ConfigErrors` may have several lines, one per error in the config.
     """
     if isinstance(error, OSError) and error.errno in REMEDIES:
         file = f"the file {error.filename}" if error.filename else "a file of run_dir"
         return (
             f"{file} cannot be written ({os.strerror(error.errno)}): {REMEDIES[error.errno]} and run the same command "
-            "again; finished units are kept."
+            "again; finished results are kept."
         )
     lines = str(error).splitlines() if isinstance(error, ConfigErrors) else [str(error)]
     return "\n".join(" ".join(line.split()) for line in lines)
@@ -117,9 +118,10 @@ def composition_error(error: Exception) -> str:
 
 
 def group_error(error: ValueError, arguments: Sequence[str]) -> str | None:
-    """Return a message if Hydra raised ``error`` because the value of a config group is not a config name, else None.
+    """Return an error message if the command line sets a config group to a value that is not a config name, else None.
 
     Args:
+        error: error that Hydra raised.
         arguments: arguments of the command line.
     """
     if not str(error).startswith("Config group override must be"):
@@ -141,7 +143,7 @@ def launcher_error(error: RuntimeError) -> str | None:
     file = traceback.extract_tb(error.__traceback__)[-1].filename
     if type(error) is not RuntimeError or "submitit" not in Path(file).parts:
         return None
-    return f"hydra/launcher: {one_line(error)} Without Slurm, use hydra/launcher=submitit_local or no launcher."
+    return f"hydra/launcher: {one_line(error)} Without Slurm, use submitit_local, or omit hydra/launcher."
 
 
 def _unknown_key(key: str, siblings: list[str]) -> str:
@@ -152,9 +154,9 @@ def _unknown_key(key: str, siblings: list[str]) -> str:
 
 @contextmanager
 def exit_on_composition_errors(arguments: Sequence[str]) -> Iterator[None]:
-    """Context manager that exits with a one-line message if the config cannot be composed or a job not be launched.
+    """Context manager that exits with a one-line message if Hydra cannot compose the config or cannot launch a job.
 
-    Other exceptions pass unchanged.
+    Exceptions with other causes are not caught.
 
     Args:
         arguments: arguments of the command line.

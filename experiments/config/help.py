@@ -48,7 +48,7 @@ Shell completion: eval "$(python train.py -sc install=bash)". Documentation: doc
 
 
 def print_help(arguments: Sequence[str]) -> None:
-    """Print the help for command-line arguments that contain ``--help`` or ``-h``."""
+    """Print the help of one experiment if ``arguments`` contain ``experiment=NAME``, else the general help."""
     overrides = [argument for argument in arguments if not argument.startswith("-")]
     if any(override.startswith("experiment=") for override in overrides):
         print(experiment_help(overrides))
@@ -82,7 +82,7 @@ def experiment_help(overrides: Sequence[str]) -> str:
     """Return the help text of an experiment: its config keys, their values and their descriptions.
 
     The description of a key is the comment after the key in the config file. Without a comment, the description is the
-    first sentence about the argument in the docstring of the class or function.
+    first sentence about the key in the docstring of the class or function that receives the value as an argument.
     """
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         config = compose("train", list(overrides), return_hydra_config=True)
@@ -113,7 +113,7 @@ def config_keys(
 
     Args:
         node: config node at ``path``.
-        comments: for each key, the comment in the config file.
+        comments: comment after each key in its config file, by key.
         components: one-line descriptions of the selected configs of the groups ``COMPONENT_GROUPS``, by key.
     """
     arguments = docstring_arguments(str(node._get_node("_target_"))) if "_target_" in node else {}
@@ -141,7 +141,11 @@ def _format(value: object) -> str:
 
 
 def config_comments(choices: Mapping[str, str]) -> dict[str, str]:
-    """Return the comments after the keys in all selected config files; the result maps full keys to comments."""
+    """Return the comments after the keys in all config files that Hydra has selected, by the full key.
+
+    Args:
+        choices: for each config group, the name of the config that Hydra has selected.
+    """
     comments = file_comments(CONFIGS / "train.yaml", "")
     for group, package, option in _chosen(choices):
         path = CONFIGS / group / f"{option}.yaml"
@@ -159,9 +163,10 @@ def _chosen(choices: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
 
 
 def file_comments(path: Path, package: str) -> dict[str, str]:
-    """Return the comments after the keys in one config file; the result maps full keys to comments.
+    """Return the comments after the keys in one config file, by the full key.
 
     Args:
+        path: the config file.
         package: prefix of the keys of this file in the full config.
     """
     comments: dict[str, str] = {}
@@ -194,7 +199,7 @@ def header_comment(path: Path) -> str:
 
 
 def docstring_arguments(target: str) -> dict[str, str]:
-    """Return, for each parameter of the class or function ``target``, the first sentence in its docstring."""
+    """Return the first sentence about each parameter in the docstring of the class or function ``target``, by name."""
     signature = source_signature(target)
     return {name: parameter.doc for name, parameter in signature.parameters.items()} if signature else {}
 

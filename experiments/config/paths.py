@@ -1,6 +1,6 @@
-"""Dotted config keys, such as ``task.steps`` on the command line.
+"""Lookup of the nodes of a config by dotted keys, such as ``task.steps``.
 
-An interpolation such as ``${select}`` is replaced by the key to which it refers.
+If the value of a key is an interpolation such as ``${select}``, the lookup continues at the key ``select``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def join(key: str, name: object) -> str:
 
 
 def resolve(root: DictConfig, key: str) -> tuple[str, Node | None]:
-    """Follow the interpolations of ``key``; return the key under which its value is defined, and the config node.
+    """Return the key under which the value of ``key`` is defined, and the config node; interpolations are followed.
 
     If ``task.arms.x.select`` is ``${select}``, then ``task.arms.x.select.patience`` resolves to ``select.patience``.
     The returned config node is None if ``key`` does not exist in the config.
@@ -37,7 +37,9 @@ def resolve(root: DictConfig, key: str) -> tuple[str, Node | None]:
             referring = path
             path, node = resolve(root, reference[1])
             if node is None:
-                raise ValueError(f"{referring} refers to {reference[1]}, which does not exist in this config.")
+                raise ValueError(
+                    f"{referring} refers to {reference[1]}, which does not exist in this config: give an existing key."
+                )
     return path, node
 
 

@@ -25,7 +25,7 @@ GROUPS: Mapping[str, str] = {
 }
 """Descriptions of the config groups in the config reference."""
 PREFIXED = ("data", "model", "task", "trainer")
-"""Config groups for which the name of the group is the prefix of the keys."""
+"""Config groups whose keys begin with the name of the group, such as ``data.``."""
 
 
 def config_reference() -> str:
@@ -70,7 +70,7 @@ def described_keys(path: Path) -> Iterator[tuple[str, str, str]]:
     """Yield the key, the default value and the description of each key of a config file.
 
     The description of a key is the comment after the key. Without a comment, the description is the first sentence
-    about the argument in the docstring of the class or function.
+    about the key in the docstring of the class or function that receives the value as an argument.
     """
     config = OmegaConf.load(path)
     for name in ("defaults", "hydra"):

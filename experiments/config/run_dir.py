@@ -72,8 +72,8 @@ def run_folder(run_dir: str) -> str:
 def remember_sweep(arguments: Sequence[str]) -> None:
     """Store the command-line ``arguments`` of a sweep in the environment.
 
-    A process that Hydra starts for a job has another command line; :func:`run_folder` reads the arguments from the
-    environment.
+    The processes that Hydra starts for the jobs of the sweep have other command lines. Therefore :func:`run_folder`
+    reads the arguments of the sweep from the environment.
     """
     os.environ[SWEEP_ARGUMENTS_ENV] = json.dumps(list(arguments))
 

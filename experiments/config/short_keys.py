@@ -24,9 +24,9 @@ MAPPINGS = {
     "task.inversions": "methods",
     "task.arms": "arms",
 }
-"""The keys of mappings, each with the short key that selects entries of the mapping."""
+"""Config keys of mappings from names to methods or arms (compared pipelines), each with its short key."""
 SPECIAL_SETTINGS = ("edit", "generated", "decoder_iterations")
-"""Config keys of special settings.
+"""Keys that mark a setting of an inversion experiment as special.
 
 A special setting measures something other than the reconstruction of real images.
 """
@@ -36,10 +36,11 @@ PROMPTS = ("caption", "empty", "wrong")
 def apply_short_keys(config: DictConfig) -> None:
     """Apply the short keys that have a value to ``config.task``, and remove the short keys without a value.
 
-    If ``methods`` has a value, the settings of an inversion experiment are replaced. Each combination of a number of
-    steps and a guidance scale gets one setting, with all ``methods`` and with captions as prompts. If ``methods`` has
-    no value, the values of ``steps``, ``guidance`` and ``prompt`` are replaced in all settings of the experiment. The
-    guidance scale of a setting with the empty prompt is always 1.
+    A setting of an inversion experiment is a combination of methods, number of steps, guidance scale and prompt. If
+    ``methods`` has a value, new settings replace all settings of the experiment. There is one new setting per number of
+    steps, guidance scale and prompt, and each new setting contains all ``methods``. The default prompt of a new setting
+    is the caption of an image. If ``methods`` has no value, the values of ``steps``, ``guidance`` and ``prompt`` are
+    replaced in all settings of the experiment. The guidance scale of a setting with the empty prompt is always 1.
 
     Raises:
         ConfigError: the experiment has no key that the short key changes, or the value of the short key is invalid.
@@ -127,14 +128,14 @@ class _Task:
         for name in names:
             if not any(name in group for group in groups):
                 self.task[key][name] = _load_method(name, [method for group in groups for method in group])
-        if "settings" not in self.task:  # a setting selects its methods by name
+        if "settings" not in self.task:  # each setting lists its methods by name
             for group in groups:
                 for name in [name for name in group if name not in names]:
                     del group[name]
 
     def _set_images(self, value: object) -> None:
         if value != "all" and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise ConfigError("images", f"must be a number >= 1 or all, got {value!r}.")
+            raise ConfigError("images", f"must be an integer >= 1 or all, got {value!r}.")
         if "count" in self.task:  # number of edits in an editing experiment
             self.task.count = None if value == "all" else value
             return
@@ -171,7 +172,9 @@ class _Task:
 
     def _with_replaced_values(self) -> Iterator[dict[str, Any]]:
         if "nfe" in self.values:
-            raise ConfigError("nfe", "requires methods=[...], because the NFE of some methods is fixed.")
+            raise ConfigError(
+                "nfe", "requires methods=[...]: list methods whose number of network evaluations (NFE) can be changed."
+            )
         for each in self._plain_settings():
             prompts = self.values.get("prompt", each.pop("prompt", "caption"))
             for condition in self._conditions(each, prompts):

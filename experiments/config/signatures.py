@@ -100,7 +100,7 @@ def parameter_hints(function: Callable[..., Any]) -> dict[str, Any]:
     hints = {}
     for name, hint in getattr(function, "__annotations__", {}).items():
         single = types.SimpleNamespace(__annotations__={name: hint})
-        try:  # separately for each hint, because a hint may refer to types imported under TYPE_CHECKING
+        try:  # each hint is resolved separately, because types that are imported under TYPE_CHECKING do not exist
             hints |= typing.get_type_hints(single, namespace, include_extras=True)
         except (NameError, TypeError, AttributeError):
             continue
@@ -307,7 +307,7 @@ def _parameter(module: str, hint: str, default: ast.expr | None, doc: str) -> Pa
         try:
             value = ast.literal_eval(default)
         except ValueError:
-            hint = ""  # the default is not a literal, so the type is not checked
+            hint = ""  # the type of a default value that is not a literal is not checked
     return Parameter(default is None, value, _evaluate(module, hint) if hint else MISSING, doc)
 
 
@@ -316,8 +316,9 @@ def _evaluate(module: str, hint: str) -> Any:
 
     The result is ``MISSING`` if the annotation cannot be evaluated without importing other modules.
     """
+    # `eval` runs only code of installed packages, because type hints are read from their source files.
     try:
-        return eval(hint.strip("'\""), {"__builtins__": {}}, _Names(module))  # hints come from installed code
+        return eval(hint.strip("'\""), {"__builtins__": {}}, _Names(module))
     except Exception:  # evaluating an annotation can raise any exception
         return MISSING
 

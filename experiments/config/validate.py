@@ -58,7 +58,7 @@ def _refers_to_itself(node: Node) -> str:
 
 
 def check_before_imports(config: DictConfig) -> None:
-    """Check the keys and the plain values of a config against signatures that are read from source files.
+    """Check the keys and values of a config against signatures that are read from source files without imports.
 
     Raises:
         ConfigErrors: a value is missing or invalid, or a key is unknown; the message has one line per error.
@@ -94,7 +94,7 @@ def _check(config: DictConfig, signature_of: Callable[[str], Signature | None]) 
 
 
 def _logger_errors(config: DictConfig) -> list[str | None]:
-    """Return the error messages for the loggers: entries without a class, and logging intervals of zero steps."""
+    """Return the error messages for loggers without a class, and for logging intervals that are not integers >= 1."""
     loggers = resolve(config, "logger")[1]
     if not isinstance(loggers, DictConfig):
         names = "csv, wandb, tensorboard, mlflow or none"
@@ -103,7 +103,8 @@ def _logger_errors(config: DictConfig) -> list[str | None]:
     for name in keys(loggers):
         path, logger = resolve(config, join("logger", name))
         if "_target_" not in keys(logger):
-            errors.append(f"{path}: must be a logger with the key _target_, got {loggers[name]!r}; use ~{path}.")
+            got = repr(loggers[name])
+            errors.append(f"{path}: must be a logger with the key _target_, got {got}; remove it with ~{path}.")
         elif "flush_logs_every_n_steps" in keys(logger):
             key = "flush_logs_every_n_steps"
             errors.append(_value_error(join(path, key), logger[key], PositiveInt))
@@ -142,7 +143,7 @@ def _target_errors(
         signature = signature_of(node._target_)
     except (ImportError, AttributeError, ValueError, TypeError) as error:
         message = one_line(error)
-        return [f"{join(key, '_target_')}: {node._target_} cannot be imported ({message})."]
+        return [f"{join(key, '_target_')}: {node._target_} cannot be imported ({message}); correct the name."]
     if signature is None:
         return []
     names = [name for name in keys(node) if name not in HYDRA_KEYS]
@@ -153,7 +154,7 @@ def _target_errors(
     ]
     if not node.get("_partial_", False) and "_args_" not in node:
         missing = [name for name, parameter in parameters.items() if parameter.required and name not in names]
-        errors += [f"{join(key, name)}: has no value; {signature.name} requires it." for name in missing]
+        errors += [f"{join(key, name)}: has no value; set it, {signature.name} requires it." for name in missing]
     for name in names:
         parameter = parameters.get(name)
         if parameter is None or parameter.hint is MISSING or _is_instantiated(root, join(key, name)):
@@ -162,7 +163,7 @@ def _target_errors(
         try:
             value = _plain_value(child)
         except OmegaConfBaseException as error:
-            errors.append(f"{path}: {child._value()} cannot be resolved ({one_line(error)}).")
+            errors.append(f"{path}: {child._value()} cannot be resolved ({one_line(error)}); correct the value.")
             continue
         if parameter.required or type(value) is not type(parameter.default) or value != parameter.default:
             errors.append(_value_error(path, value, parameter.hint))
@@ -170,9 +171,9 @@ def _target_errors(
 
 
 def _is_instantiated(root: DictConfig, key: str) -> bool:
-    """Return whether ``key`` or a key below ``key`` describes an object.
+    """Return whether ``key`` or a key below ``key`` describes an object, that is, whether it has the key ``_target_``.
 
-    Arguments of objects are checked separately.
+    The arguments of such objects are checked separately.
     """
     path, node = resolve(root, key)
     return "_target_" in keys(node) or any(_is_instantiated(root, join(path, name)) for name in keys(node))

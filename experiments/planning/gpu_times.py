@@ -24,14 +24,14 @@ GPU_TYPES = (
     "NVIDIA H100 80GB HBM3",
     "NVIDIA H200",
 )
-"""The GPUs that have a row in the table even if no time was measured. The names are those that PyTorch reports."""
+"""The GPUs, by their names in PyTorch, that have a row in the table of GPU hours even if no time was measured."""
 CHECKPOINTS = {
     "stable-diffusion-v1-5/stable-diffusion-v1-5": "SD 1.5",
     "stabilityai/sdxl-turbo": "SDXL-turbo",
     "stabilityai/stable-diffusion-3-medium-diffusers": "SD3 medium",
     "black-forest-labs/FLUX.1-schnell": "FLUX.1 schnell",
 }
-"""The Hub ids and the short names of the checkpoints that have a column in the table."""
+"""The Hub ids and the short names of the checkpoints that have a column in the table of GPU hours."""
 NOT_MEASURED = "not measured"
 
 

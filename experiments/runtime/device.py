@@ -12,8 +12,9 @@ __all__ = ["numerics", "synchronize"]
 def numerics(precision: str, device: torch.device) -> dict[str, str]:
     """Return the numerical settings that change the output of a network and are therefore part of every cache key.
 
-    Rounding errors depend on the device type, and even more on the precision. Rounding errors also depend on the batch
-    of an image, but the batch is not part of a cache key, because a resumed run may form other batches.
+    Rounding errors depend on the device type, and even more on the precision. Rounding errors also depend on the other
+    images in the batch. The batch is not part of a cache key, because a resumed run may divide the images into other
+    batches.
     """
     properties = {"precision": precision, "device": device.type, "matmul": torch.get_float32_matmul_precision()}
     if device.type == "cuda":

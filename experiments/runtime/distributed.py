@@ -90,7 +90,7 @@ def _integer(environment: Mapping[str, str], name: str, minimum: int = 1) -> int
     """Return an environment variable as an integer, or 1 if the variable is not set."""
     value = environment.get(name, "1")
     if not value.isdecimal() or int(value) < minimum:
-        raise ValueError(f"{name}={value}: must be an integer >= {minimum}; unset it, or correct it.")
+        raise ValueError(f"{name}={value}: must be an integer >= {minimum}; correct or unset this variable.")
     return int(value)
 
 
@@ -121,7 +121,7 @@ def _has_terminal(process: str) -> bool:
 def apply_launcher_topology(trainer: DictConfig) -> None:
     """Set the number of devices and nodes of the trainer to the values of the launcher, and the strategy to DDP.
 
-    Nothing is set if the user has changed the default config, which specifies one process.
+    The config is not modified if the user has set ``trainer.strategy``, ``trainer.devices`` or ``trainer.num_nodes``.
 
     Args:
         trainer: the config ``trainer``, which is modified in place.
@@ -153,8 +153,8 @@ def _check_no_unknown_launcher() -> None:
     if sizes and os.environ.get("SLURM_JOB_NAME") not in INTERACTIVE_JOB_NAMES:
         name, value = next(iter(sizes.items()))
         raise ValueError(
-            f"{name}={value}, but each process would compute the full run: start the processes with torchrun or srun, "
-            "or start only one process."
+            f"{name}={value}, but each process would compute the full run, because the launcher of the processes is "
+            "unknown: start the processes with torchrun or srun, or start only one process."
         )
 
 
@@ -225,9 +225,9 @@ def set_process_group_timeout(units: bool = True) -> None:
     """Set the timeout of DDP process groups to ``PROCESS_GROUP_TIMEOUT`` instead of PyTorch's default of half an hour.
 
     Args:
-        units: False for a training, True for other runs, whose processes do not exchange gradients. If ``units`` is
-            True, the processes use the backend gloo also on GPUs, because gloo reports a dead process at once. The
-            backend NCCL would wait for the dead process.
+        units: True for a run that trains no network, whose processes exchange no gradients; False for a training. If
+            ``units`` is True, the processes use the backend gloo also on GPUs, because gloo reports a dead process at
+            once. The backend NCCL would wait for the dead process.
     """
     for name in StrategyRegistry.available_strategies():
         entry = StrategyRegistry[name]

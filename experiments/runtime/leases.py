@@ -1,6 +1,7 @@
-"""Leases on a shared file system, by which processes agree on who computes what.
+"""Leases on a shared file system: a lease is the temporary exclusive right of a process to compute a result.
 
-At most one process holds a lease. If the process dies, another process can take over the lease.
+By leases, the processes that share a folder divide the work. At most one process holds a lease. If this process dies,
+another process can take over the lease.
 
 A lease is a folder that contains the id of its owner. A process creates the folder under a temporary name and then
 renames the folder, so that a lease never exists without its owner. If two processes rename folders to the same lease at
@@ -30,7 +31,7 @@ from experiments.cache.atomic import CannotWrite
 HEARTBEAT_INTERVAL_S = 3.0
 LEASE_TIMEOUT_S = 45.0
 OWNER_FILE = "owner.json"
-REMEDY = "free some space or choose another run_dir, and run the same command again; finished units are kept"
+REMEDY = "free some space or choose another run_dir, and run the same command again; finished results are kept"
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def _pid_namespace() -> str:
     try:
         return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
-        return f"{sys.platform} {uuid4().hex}"  # a unique id, so that is_alive() uses heartbeats instead of /proc
+        return f"{sys.platform} {uuid4().hex}"  # without /proc: with a unique id, is_alive() uses heartbeats
 
 
 def _start_time(pid: int) -> str | None:
@@ -141,7 +142,7 @@ class LeaseManager:
         return self._create(lease, note)
 
     def owner_of(self, name: str) -> tuple[Owner, dict[str, Any]] | None:
-        """Return the owner of the lease ``name`` and the note of the lease, or None if no live process holds it."""
+        """Return the owner and the note of the lease ``name``, or None if no live process holds the lease."""
         lease = name
         while (content := self._read(lease)) is not None:
             owner, note = content
@@ -178,7 +179,7 @@ class LeaseManager:
         """Release the leases of this process, and delete the folder of the leases if no other process uses it."""
         try:
             others = self._others_alive()
-        except OSError:  # do not hide the error that ended the run, which may have the same cause
+        except OSError:  # not raised, because it could hide the error that ended the run
             others = True
         self.close()
         if not others:
@@ -227,7 +228,7 @@ class LeaseManager:
         return status.st_mtime
 
     def _check_device(self) -> None:
-        """Raise CannotWrite if the disk of the leases has been unmounted."""
+        """Raise CannotWrite if the disk that contains the leases has been unmounted."""
         if self._device is not None and _device_of(self.root.parent) != self._device:
             raise CannotWrite(f"{self.root} cannot be written (its disk is no longer mounted): {REMEDY}.")
 

@@ -25,7 +25,10 @@ from rnri.validation import describe
 WANDB_ID_FILE = "wandb_id"
 """Name of the file in the run's folder that contains the id of the W&B run."""
 EXTRAS = {"TensorBoardLogger": "tensorboard", "MLFlowLogger": "mlflow"}
-"""Packages of loggers that are not installed by default, each of which is an extra in ``pyproject.toml``."""
+"""Loggers that need a package which is not installed by default: the name of the package by the class name.
+
+Each package is an extra (group of optional dependencies) with the same name in ``pyproject.toml``.
+"""
 MAX_JOB_TYPE_CHARS = 64  # maximum length of a job type in W&B
 
 
@@ -36,10 +39,10 @@ def _wandb_configs(loggers: DictConfig | None) -> list[DictConfig]:
 
 
 def set_wandb_identity(config: DictConfig) -> None:
-    """Set the id, the name and the job type of the W&B run, unless the config contains values.
+    """Set the id, the name and the job type of the W&B run, if they are null in the config.
 
-    If the run's folder contains the id of an earlier W&B run with the same settings, the earlier W&B run is resumed. To
-    compare the settings, the id ends with a hash of the settings. In a W&B sweep, the agent of the sweep sets the id.
+    If the run's folder contains the id of an earlier W&B run with the same settings, the earlier W&B run is resumed.
+    The settings are compared by their hash, with which the id ends. In a W&B sweep, the agent of the sweep sets the id.
     """
     for logger in _wandb_configs(config.logger):
         if "id" in logger and logger.id is None and "WANDB_RUN_ID" not in os.environ:
@@ -89,7 +92,7 @@ def omit_anonymous_option(loggers: Sequence[Logger]) -> None:
 
 @rank_zero_only
 def log_config(loggers: Sequence[Logger], config: DictConfig) -> None:
-    """Log the resolved config to all loggers, and write the id of the W&B run to a file in the run's folder."""
+    """Log the resolved config to all loggers except CSV, and write the id of the W&B run to a file of the run."""
     for logger in loggers:
         if not isinstance(logger, CSVLogger):
             logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))
@@ -122,7 +125,8 @@ def check_wandb_options(loggers: DictConfig | None) -> None:
                 except pydantic.ValidationError as error:
                     raise ValueError(f"logger.{name}.{key}: {describe(error)}") from None
                 except (wandb.Error, TypeError, ValueError) as error:
-                    raise ValueError(f"logger.{name}.{key}: {' '.join(str(error).split())}; choose another.") from None
+                    reason = " ".join(str(error).split())
+                    raise ValueError(f"logger.{name}.{key}: {reason}; choose another value.") from None
 
 
 def check_packages(loggers: DictConfig | None) -> None:

@@ -268,7 +268,7 @@ def timed(call: Callable[[], Any], wait: Callable[[], None] = lambda: None, repe
 
     Args:
         call: the function whose duration is measured.
-        wait: function that waits until the device has finished; it is called after each call.
+        wait: function that waits until the device has finished, and which is called after each call of ``call``.
         repeats: number of measured calls.
     """
     call()

@@ -28,8 +28,8 @@ def join_or_start_run(config: DictConfig, task: Any, trainer: Trainer) -> LeaseM
     the report only if the other run dies.
 
     Returns:
-        The manager of the lease on the folder, whose method ``finish`` the caller has to call at the end. None on ranks
-        other than 0.
+        The manager of the lease (exclusive right) on the folder. The caller has to call the method ``finish`` of the
+        manager at the end of the run. None on ranks other than 0.
 
     Raises:
         ValueError: the run that is active in the folder has different settings, or is a training.
@@ -62,9 +62,9 @@ def join_or_start_run(config: DictConfig, task: Any, trainer: Trainer) -> LeaseM
 
 
 def _take_over(leases: LeaseManager, results: Path) -> Callable[[], bool]:
-    """Return a function that returns whether this run has to write the report.
+    """Return a function that takes over the folder from a dead run, and returns whether this run writes the report.
 
-    The run has to write the report if the first run has died before it wrote the file ``results``.
+    This run has to write the report if the run that it joined has died before it wrote the file ``results``.
     """
     start_time = time.time()
 

@@ -20,7 +20,7 @@ def run_settings(config: DictConfig) -> dict[str, Any]:
     copy.run_dir = "run_dir"
     try:
         settings = OmegaConf.to_container(copy, resolve=True)
-    except (MissingMandatoryValue, InterpolationToMissingValueError):  # the task rejects missing values that it needs
+    except (MissingMandatoryValue, InterpolationToMissingValueError):  # if the task needs the value, it raises an error
         settings = OmegaConf.to_container(copy)
     return {str(name): value for name, value in settings.items() if name not in KEYS_WITHOUT_EFFECT_ON_RESULTS}
 

@@ -107,7 +107,7 @@ def requeue_slurm_job(number: int, frame: FrameType | None) -> None:
     except OSError as error:
         reason = str(error)
     outcome = f"cannot be requeued ({reason}): submit the job again" if reason else "is requeued"
-    print(f"SIGUSR1: job {job} {outcome}; finished units are kept.", file=sys.stderr, flush=True)
+    print(f"SIGUSR1: job {job} {outcome}; finished results are kept.", file=sys.stderr, flush=True)
 
 
 def job_id(environment: Mapping[str, str]) -> str:

@@ -102,7 +102,7 @@ def test_config_without_short_keys_is_unchanged():
             "prompt: must be some of caption, empty, wrong, got none; write",
         ),
         (["experiment=editing", "prompt=empty"], "prompt: the experiment editing does not set the prompt; remove"),
-        (["experiment=flow", "images=0"], "images: must be a number >= 1 or all, got 0."),
+        (["experiment=flow", "images=0"], "images: must be an integer >= 1 or all, got 0."),
         (
             ["images=3"],
             "images: the experiment rare_concepts has no key task.images; set data.concepts or task.samples.",

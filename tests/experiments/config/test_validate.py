@@ -77,8 +77,8 @@ VALUES = [  # overrides, and the start of the error message
     ("select.step_weights=[0.5,nan]", "select.step_weights: Input should be a finite number"),
     ("select.norm=typical", "select.norm: Input should be 'free' or 'keep'"),
     ("+select.iteration=3", "select.iteration: unknown key of SeedSelect;"),
-    ("experiment=flow|+task.methods.ddim.solver.iterations=5", "task.methods.ddim.solver: unknown key of ddim; it has"),
-    ("experiment=flow|+task.methods.ddim.iterations=5", "task.methods.ddim.iterations: unknown key of ddim; it has no"),
+    ("experiment=flow|+task.methods.ddim.solver.iterations=5", "task.methods.ddim.solver: unknown key of ddim; no ke"),
+    ("experiment=flow|+task.methods.ddim.iterations=5", "task.methods.ddim.iterations: unknown key of ddim; no keys"),
     (
         "experiment=flow|+task.methods.accelerated_plus_one.nfe_per_step=5",
         "task.methods.accelerated_plus_one.nfe_per_step: unknown key of accelerated_plus_one; choose from tolerance, p",

@@ -27,13 +27,13 @@ def test_method_of_another_model_family_is_skipped_with_a_reason(tmp_path):
 
 
 def test_rejects_a_run_without_any_supported_method(tmp_path):
-    with pytest.raises(ValueError, match=r"task\.methods\.ledits in a setting of 4 steps: LEDITS"):
+    with pytest.raises(ValueError, match=r"task\.methods\.ledits with 4 sampling steps: LEDITS"):
         prepared(tmp_path, "experiment=reconstruction", "model=emoji_flow", setting(4, "ledits"))
 
 
 def test_rejects_too_few_steps_for_a_supported_method(tmp_path):
     message = (
-        r"task\.methods\.aidi_adjusted in a setting of 2 steps: steps: must be less than the number of schedule steps 2"
+        r"task\.methods\.aidi_adjusted with 2 sampling steps: steps: must be less than the number of schedule steps 2"
     )
     with pytest.raises(ValueError, match=message):
         prepared(tmp_path, "experiment=guidance", setting(2, "aidi_adjusted"))

@@ -142,7 +142,7 @@ def test_disk_error_is_one_line_and_close_does_not_hide_it(tmp_path, broken, num
     with pytest.raises(CannotWrite) as caught:
         leases.acquire("b")
     assert re.fullmatch(
-        rf"\S+ cannot be written \({reason}[^()]*\): free some space or [^:]* finished units are kept\.",
+        rf"\S+ cannot be written \({reason}[^()]*\): free some space or [^:]* finished results are kept\.",
         str(caught.value),
     )
     leases.close()

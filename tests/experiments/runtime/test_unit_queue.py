@@ -92,7 +92,7 @@ def test_sigterm_stops_at_once_and_the_next_run_continues(tmp_path):
         return [memory, CSVLogger(tmp_path, name="", version="")]
 
     work = Numbers(tmp_path)
-    with pytest.raises(Terminated, match=r"stopped by SIGTERM: run the same command again; finished units are kept"):
+    with pytest.raises(Terminated, match=r"stopped by SIGTERM: run the same command again; finished results are kept"):
         run_stages(tiny_configs.trainer(logger=loggers()), (TerminatedModule(work), work))
     assert signal.getsignal(signal.SIGTERM) == before
     assert [unit for unit in work.units if work.done(unit)] == ["0", "1", "2"]

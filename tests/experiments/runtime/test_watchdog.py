@@ -42,7 +42,7 @@ def scontrol(folder, monkeypatch, code: str) -> None:
 @pytest.mark.parametrize(
     ("code", "message"),
     [
-        ("exit 0", "SIGUSR1: job 17 is requeued; finished units are kept."),
+        ("exit 0", "SIGUSR1: job 17 is requeued; finished results are kept."),
         (
             "echo Invalid job id >&2; exit 1",
             "job 17 cannot be requeued (Invalid job id): submit the job again; finished",
