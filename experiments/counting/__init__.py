@@ -1,5 +1,5 @@
-"""Counts the captions of a corpus that mention each concept, and divides the concepts by their counts into buckets.
+"""Counts the captions that mention each concept, and divides concepts by their counts into head, medium and tail.
 
-``__init__.py`` imports no module of the package. No module imports PyTorch, and ``buckets`` does not import the code
-that searches captions. Therefore a program that needs only the buckets starts quickly.
+``__init__.py`` imports no module of the package. No module imports PyTorch, and the module ``buckets`` does not import
+the code that searches captions. Therefore a program that only assigns concepts to buckets starts quickly.
 """

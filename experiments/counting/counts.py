@@ -79,7 +79,9 @@ def _read_json(path: Path) -> list[tuple[str, Any]]:
         # JSON objects are parsed as lists of pairs, because a dict would not show that a name is repeated.
         rows = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=list)
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not a table of names and counts ({error}).") from None
+        raise ValueError(
+            f"{path} is not a table of names and counts ({error}): write JSON in UTF-8 that maps names to counts."
+        ) from None
     if not isinstance(rows, list) or not all(isinstance(row, tuple) for row in rows):
         raise ValueError(f"{path} is not a table of names and counts: it must be an object that maps names to counts.")
     return rows

@@ -16,7 +16,7 @@ def spellings(name: str) -> set[str]:
         ValueError: ``name`` contains neither a letter nor a digit.
     """
     if not normalize(name).strip():
-        raise ValueError(f"The name {name!r} has no letter or digit: captions are searched for words.")
+        raise ValueError(f"The name {name!r} has no letter or digit: give a name that consists of words.")
     forms = {name} | number_variants(name)
     forms |= {re.sub("[-\u2010\u2011]", "", form) for form in forms}
     return {normalize(form) for form in forms}

@@ -26,7 +26,7 @@ def imagenet_class(name: str) -> ImageNetClass:
 
 
 def imagenet_counts(table: CountTable, rows_are_indices: bool = False) -> dict[int, int]:
-    """Return a dict that maps the index of each class to the number of captions.
+    """Return a dict that maps the index of each class to the number of captions that mention the class.
 
     Args:
         table: count table; each name is a class index, a WordNet id, or a name or synonym of exactly one class.

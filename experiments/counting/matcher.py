@@ -38,9 +38,9 @@ _HASH_MULTIPLIERS = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B1
 
 
 def patterns(names: Mapping[str, Sequence[str]]) -> Patterns:
-    """Return all spelling variants of all names, as input of ``BatchCounter``.
+    """Return all spelling variants of all names, each with the indices of its concepts, as input of ``BatchCounter``.
 
-    Concept k is the k-th key of ``names``.
+    The index of a concept is the position of the concept among the keys of ``names``.
     """
     index = {name: k for k, name in enumerate(names)}
     return tuple((form, tuple(index[name] for name in owners)) for form, owners in mentions(names).items())
@@ -91,7 +91,7 @@ def read_words(captions: pa.StringArray) -> _Words:
 def _fold(text: bytes, captions: np.ndarray) -> tuple[bytes, np.ndarray]:
     """Normalize the words with non-ASCII characters, and adapt the offsets of the captions to the new lengths of words.
 
-    In ``text``, ASCII punctuation is replaced by spaces. Each word can be normalized separately, because Unicode
+    ``text`` must contain spaces instead of ASCII punctuation. Each word can be normalized separately, because Unicode
     normalization never merges ASCII punctuation with a neighbor into a letter or digit, and combining marks after
     punctuation are dropped.
     """

@@ -134,7 +134,7 @@ def _match(system: AbstractFileSystem, pattern: str) -> dict[str, dict[str, Any]
     """Return the paths of all files and folders that match ``pattern``, with the information from fsspec."""
     if not isinstance(system, LocalFileSystem):
         return system.glob(pattern, detail=True)
-    names = glob.glob(pattern, recursive=True, include_hidden=True)  # fsspec does not search linked folders
+    names = glob.glob(pattern, recursive=True, include_hidden=True)  # unlike fsspec, glob searches linked folders
     return {name: system.info(name) for name in names}
 
 
@@ -196,7 +196,7 @@ def read_captions(shard: Shard, column: str, batch_size: int = BATCH_SIZE) -> It
         ) from None
     except ValueError:
         raise
-    except Exception as error:  # ValueError, because a worker process cannot pickle all exceptions of file systems
+    except Exception as error:  # raised as ValueError, because some exceptions of file systems cannot be pickled
         raise ValueError(f"{shard.url} cannot be read ({error!r}): check --storage and the network.") from None
 
 

@@ -25,7 +25,11 @@ def jitter(images: Tensor, color: float = 0.4, blur: float = 0.5) -> Tensor:
 
 
 def random_affine(images: Tensor) -> Tensor:
-    """Rotates, scales, shears and translates each of ``images [B, 3, H, W]`` at random."""
+    """Applies a random rotation (at most 20 degrees), scaling, shear and translation to ``images [B, 3, H, W]``.
+
+    Each image has a different random transformation. Areas outside of the original image are filled with the nearest
+    pixels at its border.
+    """
     rows = len(images)
     angle = (torch.rand(rows) * 2 - 1) * math.radians(20)
     scale = torch.exp((torch.rand(rows, 2) * 2 - 1) * 0.2)
@@ -43,10 +47,11 @@ def random_affine(images: Tensor) -> Tensor:
 
 
 def color_jitter(images: Tensor, strength: float) -> Tensor:
-    """Changes colors, contrast and brightness of images ``[B, 3, H, W]`` at random.
+    """Changes colors, contrast and brightness of ``images [B, 3, H, W]`` at random.
 
-    The RGB vector of each pixel is multiplied by a random 3 x 3 matrix near the identity matrix. Each image is
-    converted to gray with probability 0.1, also if ``strength`` is 0.
+    The size of the random changes is proportional to ``strength``. The RGB vector of each pixel is multiplied by a
+    random 3 x 3 matrix near the identity matrix. Each image is converted to gray with probability 0.1, also if
+    ``strength`` is 0.
     """
     rows = len(images)
     matrix = torch.eye(3) + (torch.rand(rows, 3, 3) * 2 - 1) * strength * 0.5

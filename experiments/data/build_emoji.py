@@ -116,7 +116,7 @@ class IconSet:
         """Return the name of an emoji in this icon set, or None if the icon set does not contain the emoji.
 
         Args:
-            code: Unicode code points of the emoji, in the format of ``code_points``.
+            code: Unicode code points of the emoji as hexadecimal numbers, joined by hyphens.
             names: names of the emoji in other icon sets, which are used only if this icon set does not list code
                 points.
         """
@@ -211,7 +211,7 @@ def read_concepts(path: Path) -> list[dict[str, str]]:
         rows = list(csv.DictReader(file))
     columns = set(rows[0]) if rows else set()
     if missing := [name for name in ("emoji", "unicode_name", "name", "phrase") if name not in columns]:
-        raise ValueError(f"{path} has no column {missing[0]!r}, or no row: write it like {CONCEPTS_TABLE}.")
+        raise ValueError(f"{path} has no column {missing[0]!r}, or no row: use the columns of {CONCEPTS_TABLE}.")
     return rows
 
 
@@ -233,7 +233,7 @@ def drawings(concepts: Sequence[Mapping[str, str]], packages: Path, size: int) -
         if len(icons_of_concept) < MIN_DESIGNERS or group not in GROUPS:
             raise ValueError(
                 f"{concept['name']!r} has drawings of {len(icons_of_concept)} designers and the group {group!r}: "
-                f"a concept needs {MIN_DESIGNERS} designers and a group of {', '.join(GROUPS)}."
+                f"a concept needs {MIN_DESIGNERS} designers and one of the groups {', '.join(GROUPS)}."
             )
         for (icons, icon), split in zip(icons_of_concept, _splits(len(icons_of_concept), generator), strict=True):
             yield {

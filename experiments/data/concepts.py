@@ -69,9 +69,9 @@ class Concept:
     def key(self) -> str:
         """Return the cache key of the concept: its name, its prompt and a hash of its reference images.
 
-        The hash is computed from the pixels of the reference images, or from the strings that the function ``identity``
-        of :class:`~experiments.data.images.Images` returns, if it is not None. The cache key is computed only once per
-        concept.
+        The hash is computed from the pixels of the reference images. If the attribute ``identity`` of the reference
+        images (:class:`~experiments.data.images.Images`) is a function, the hash is computed from the strings that the
+        function returns instead. The cache key is computed only once per concept.
         """
         content = hashlib.sha256()
         for k in range(len(self.references)):
@@ -228,9 +228,7 @@ def check_template(key: str, template: str, required: str, *optional: str) -> No
 
 
 def limit_references(concepts: Sequence[Concept], count: int | None) -> list[Concept]:
-    """Return the concepts with only their first ``count`` reference images.
-
-    If ``count`` is None, keep all reference images.
+    """Return the concepts with only their first ``count`` reference images, or with all images if ``count`` is None.
 
     The first ``count`` reference images of each concept are decoded once, so that damaged files are found before the
     run starts. Further reference images are decoded as long as their total number is at most about
@@ -306,9 +304,9 @@ def _select(
 
 
 def _parse_selection(selection: Any) -> list[str]:
-    """Return the normalized names of a name or list of names.
+    """Return ``selection``, which is a name or a list of names, as a list of normalized names.
 
-    Integers, such as those of ``[0, 1]`` in YAML, become names.
+    Integers in a list, such as ``[0, 1]`` in YAML, are converted to names.
     """
     names = [selection] if isinstance(selection, str) else selection
     if not isinstance(names, Sequence) or not names:
@@ -316,7 +314,7 @@ def _parse_selection(selection: Any) -> list[str]:
     for name in names:
         if isinstance(name, bool) or not isinstance(name, str | int):
             raise ValueError(
-                f"data.concepts contains {name!r}, which is not a name: quote it if a concept has this name."
+                f"data.concepts contains {name!r}, which is not a name: quote the value if it is the name of a concept."
             )
     return list(unique_names(map(str, names), "data.concepts", "name each concept once"))
 

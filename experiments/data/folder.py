@@ -99,7 +99,7 @@ class FolderConcepts:
         for name in folders:
             key = name if self.classes == "folders" else imagenet_class(name).wnid
             if key not in counts:
-                raise ValueError(f"{self.counts} has no count for {name!r}: add it, or remove this folder.")
+                raise ValueError(f"{self.counts} has no count for {name!r}: add a count, or remove the folder.")
             if key in keys.values():
                 other = next(folder for folder, used in keys.items() if used == key)
                 raise ValueError(f"the folders {other!r} and {name!r} are the same class, {key}: merge them.")

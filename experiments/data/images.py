@@ -95,7 +95,7 @@ def check_images(paths: Sequence[Path], description: str) -> None:
 
 @contextmanager
 def _open(path: Path) -> Iterator[Image.Image]:
-    """Opens an image file without decoding it. Any error in the ``with`` block is raised as UnreadableImage."""
+    """Context manager that opens an image file. Any error in the ``with`` block is raised as UnreadableImage."""
     with _image_errors(path):
         if path.exists() and not path.is_file():
             raise OSError("it is not a regular file")  # reading a pipe would block forever
@@ -105,7 +105,7 @@ def _open(path: Path) -> Iterator[Image.Image]:
 
 @contextmanager
 def _image_errors(name: object) -> Iterator[None]:
-    """Raises any error in the ``with`` block as UnreadableImage with the name of the image."""
+    """Context manager that raises any error in the ``with`` block as UnreadableImage with the name of the image."""
     try:
         yield
     except Image.DecompressionBombError as error:

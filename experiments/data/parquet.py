@@ -141,7 +141,7 @@ class ImageTable:
             yield number, [path or f"{PurePosixPath(file).name}:{row}" for row, path in enumerate(paths)]
 
     def identity(self, item: tuple[int, int]) -> str:
-        """Return name and size of the Parquet file and the row index; they identify an image without reading it."""
+        """Return a string that identifies an image without reading it: name and size of the Parquet file, and row."""
         file, row = self.files[item[0]], item[1]
         return f"{PurePosixPath(file).name}\n{_file_size(file)}\n{row}"
 
@@ -192,7 +192,7 @@ def _row_group_offsets(file: str) -> np.ndarray:
 
 @lru_cache(MAX_CACHED_ROW_GROUPS)
 def _row_group(file: str, group: int, image: str) -> pa.ChunkedArray:
-    # Arrow must read without its own threads, because reading Python file objects from them is not safe.
+    # Arrow must not read in its own threads, because Python file objects are not thread-safe.
     return _open(file).read_row_group(group, columns=[image], use_threads=False).column(image)
 
 

@@ -94,7 +94,7 @@ def named_folders(folder: Path) -> dict[str, Path]:
 
 
 def image_files(folders: Iterable[Path], *, loose: Sequence[Path] = ()) -> list[list[Path]]:
-    """Return the image files of each folder, sorted by name, and warn of all other files and subfolders.
+    """Return the image files of each folder, sorted by name. A warning lists all other files and subfolders.
 
     Args:
         folders: folders of images.
@@ -119,7 +119,9 @@ def image_listings(folders: Iterable[Path]) -> list[Listing]:
         if not listing.images:
             others = [*listing.folders, *listing.others]
             content = f", only {format_some(others)}" if others else ""
-            raise ValueError(f"{folder} contains no images that Pillow reads{content}: add images or remove it.")
+            raise ValueError(
+                f"{folder} contains no images that Pillow reads{content}: add images or remove the folder."
+            )
     return [listing for _, listing in listings]
 
 
@@ -131,7 +133,7 @@ def warn_ignored(paths: Sequence[Path]) -> None:
     if paths:
         rank_zero_warn(
             f"these files are ignored, because they are not images in the folder of a concept: {format_some(paths)}. "
-            "Convert photographs in formats that Pillow cannot read, such as HEIC.",
+            "Convert photographs in formats that Pillow cannot read, such as HEIC, to JPEG.",
             stacklevel=3,
         )
 

@@ -16,7 +16,7 @@ from experiments.data.images import UnreadableImage, read_image
 from experiments.data.parquet import ImageTable, Rows, shuffle_key
 from experiments.data.scan import image_listings, list_folder, warn_ignored
 
-COPY = re.compile(r"_n\d{8}$")  # WordNet id at the end of file names on the Hub: n01440764_10026_n01440764.JPEG
+COPY = re.compile(r"_n\d{8}$")  # end of a file name on the Hub, such as n01440764_10026_n01440764.JPEG
 
 
 class Split(Protocol):
@@ -51,10 +51,11 @@ class Split(Protocol):
 
 
 class _ByClass:
-    """Finds the images of a class in an array of all images.
+    """Finds the indices of the images of each class.
 
     Args:
         labels: class index of each of the N images, ``int [N]``.
+        keys: shuffle key (hash of the image name) of each image, ``uint64 [N]``.
 
     Attributes:
         order: image indices, sorted by class, and by shuffle key within a class. ``order[rows(c)]`` are the indices of
@@ -151,8 +152,8 @@ def _class_indices(file: str, column: pa.ChunkedArray, names: Sequence[str] | No
     codes = encoded.indices.fill_null(-1).to_numpy()
     if (codes < 0).any():
         raise ValueError(
-            f"{file} has no label in row {int((codes < 0).argmax())}: label or remove the row; splits without labels "
-            "cannot be used."
+            f"{file} has no label in row {int((codes < 0).argmax())}: add a label or remove the row. Splits without "
+            "labels cannot be used."
         )
     in_order = names is not None and _in_class_order(names)
     indices = np.empty(len(encoded.dictionary), np.int16)

@@ -154,7 +154,7 @@ def test_rejects_untrainable_settings(root, override, message):
 def test_rejects_untrainable_folders(root):
     owl = root / "real" / "owl"
     owl.mkdir()
-    check_error(root, f"{owl} contains no images that Pillow reads: add images or remove it.")
+    check_error(root, f"{owl} contains no images that Pillow reads: add images or remove the folder.")
     Image.new("RGB", (9, 9)).save(owl / "0.png")
     check_error(
         root,
