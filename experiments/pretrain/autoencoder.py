@@ -32,7 +32,7 @@ from rnri.validation import NonEmptyStr, dataclass
 
 
 def edges(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the horizontal and the vertical differences between neighboring pixels."""
+    """Return the horizontal and the vertical differences between neighboring pixels of ``images [B, C, H, W]``."""
     return images.diff(dim=-1), images.diff(dim=-2)
 
 

@@ -33,7 +33,9 @@ from rnri.validation import NonEmptyStr, dataclass, first_line, unique_items
 
 
 class ConceptClassifier(LightningModule):
-    """Training of a classifier with the cross-entropy loss, label smoothing and mix-up. The classes must be balanced.
+    """Training of a classifier with the cross-entropy loss, label smoothing and mix-up.
+
+    The loss has no class weights. Therefore all classes must have similar numbers of training images.
 
     Args:
         classifier: the classifier to train.
@@ -53,7 +55,7 @@ class ConceptClassifier(LightningModule):
         self.steps = steps
         self.body_lr = body_lr or lr
         for part in self._frozen():
-            part.requires_grad_(False).eval()  # Lightning does not switch these modules back to train mode
+            part.requires_grad_(False).eval()  # the method `train` keeps these modules in eval mode
 
     def _frozen(self) -> list[nn.Module]:
         return [self.classifier.network.get_submodule(name) for name in self.frozen]
@@ -223,9 +225,9 @@ def load_in_order(network: nn.Module, path: str) -> None:
 
 @torch.no_grad()
 def accuracies(classifier: Classifier, unseen: Mapping[str, Dataset]) -> dict[str, float]:
-    """Return the fraction of correctly classified images, by the name of the group.
+    """Return the accuracy in [0, 1] of ``classifier`` on each group of images in ``unseen``, by the name of the group.
 
-    The returned dictionary also contains the fraction in all groups together (``accuracy``) and the number of all
+    The returned dictionary also contains the accuracy on all groups together (``accuracy``) and the number of all
     images (``n``).
     """
     correct = {

@@ -23,10 +23,10 @@ has to predict, and the features of the teacher.
 
 
 class OutputHook:
-    """Records the latest output of ``layer``.
+    """Forward hook that records the latest output of ``layer``.
 
-    The method ``take`` returns the output and removes it from this object, because a module that refers to an autograd
-    graph cannot be copied.
+    The method ``take`` returns the output and removes the output from this object. A module whose hook still refers to
+    an output with an autograd graph could not be copied.
     """
 
     def __init__(self, layer: nn.Module) -> None:

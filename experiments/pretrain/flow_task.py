@@ -54,8 +54,8 @@ class FlowTraining(LightningModule):
     """Training of rectified flow by the mean squared error of the predicted velocity, at logit-normal noise levels.
 
     If there is a teacher, a feature loss is added to the velocity loss (hints, Romero et al. 2015, arXiv 1412.6550). A
-    linear layer predicts the features of the teacher from the output of the second-to-last transformer block, at the
-    same position. The features of the teacher have many more values per token than the velocity.
+    linear layer predicts the features of the teacher from the output of the second-to-last transformer block, for each
+    token separately. The features of the teacher have many more values per token than the velocity.
 
     Args:
         pipeline: the pipeline whose transformer is trained.

@@ -73,7 +73,9 @@ class DDIMTeacher:
 
     @torch.no_grad()
     def denoise(self, z: Tensor, t: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the latents ``z_s`` and the timesteps ``s`` after ``strides`` DDIM steps, at most to timestep 0.
+        """Return the latents ``z_s [B, 4, h, w]`` and the timesteps ``s [B]`` after ``strides`` DDIM steps.
+
+        A timestep that would be negative is replaced by 0.
 
         Args:
             z: noisy latents, ``[B, 4, h, w]``.
@@ -205,7 +207,7 @@ class ConsistencyDistillation(LightningModule):
         return loss
 
     def clean(self, student: LowRank, z: Tensor, t: Tensor, text: Tensor) -> Tensor:
-        """Return the clean latents that ``student`` predicts from latents ``z`` at timesteps ``t``."""
+        """Return the clean latents ``[B, 4, h, w]`` that ``student`` predicts from latents ``z`` at timesteps ``t``."""
         noise = student.run(student.weights(), z, t, text)
         alpha, sigma = alpha_sigma(self.teacher.alpha_bar, t)
         skip, out = boundary_scalings(t)

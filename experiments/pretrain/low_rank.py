@@ -52,12 +52,15 @@ class LowRank(nn.Module):
         return self.frozen.network.get_submodule(layer).weight
 
     def run(self, weights: Mapping[str, Tensor], *inputs: Tensor) -> Tensor:
-        """Return the output of the network with its weights replaced by ``weights``, float32 ``[B, C, h, w]``."""
+        """Return the output of the network with the weights ``weights`` for ``inputs``, float32 ``[B, C, h, w]``."""
         return functional_call(self.frozen.network, dict(weights), inputs, {"return_dict": False})[0].float()
 
     @torch.no_grad()
     def update_average(self, other: LowRank, decay: float) -> None:
-        """Update the parameters of this module as an exponential moving average of the parameters of ``other``."""
+        """Update the parameters of this module as an exponential moving average of the parameters of ``other``.
+
+        The new parameters are ``decay * parameters + (1 - decay) * parameters of other``.
+        """
         torch._foreach_lerp_(list(self.parameters()), list(other.parameters()), 1 - decay)
 
     def peft_state_dict(self) -> dict[str, Tensor]:
@@ -97,7 +100,7 @@ def _copy(target: Tensor, values: Tensor) -> None:
 
 
 class _Frozen:
-    """Wraps the frozen network, so that a module with this wrapper as attribute does not register the network.
+    """Wraps a frozen network, so that the network is not registered as a submodule of the module that contains it.
 
     A deep copy of the wrapper refers to the same network.
     """

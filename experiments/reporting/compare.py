@@ -37,8 +37,8 @@ def compare(runs: Sequence[Run]) -> Table:
     for run in runs[1:]:
         if _section(run, "identity") != identity:
             raise ValueError(
-                f"{run.folder} has the columns {', '.join(_section(run, 'identity'))}, but {first.folder} has the "
-                f"columns {', '.join(identity)}; compare runs of one experiment."
+                f"the rows of {run.folder} are identified by {', '.join(_section(run, 'identity'))}, but the rows of "
+                f"{first.folder} by {', '.join(identity)}; compare runs of one experiment."
             )
     rows_by_run = [_rows_by_identity(run, identity) for run in runs]
     shared = [key for key in rows_by_run[0] if all(key in rows for rows in rows_by_run)]
@@ -73,7 +73,7 @@ def _section(run: Run, name: str) -> Any:
     if name not in run.results:
         raise ValueError(
             f"{run.folder / 'results.json'} has no section {name!r}: an earlier version of this project wrote the "
-            "file; run the same command again, which keeps finished units."
+            "file; run the same command again, which keeps finished results."
         )
     return run.results[name]
 

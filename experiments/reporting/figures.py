@@ -72,15 +72,15 @@ def panel(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def is_ours(method: str) -> bool:
-    """Return whether this project introduces ``method``, by its name: ``accelerated...`` or ``..._ours``."""
+    """Return whether this project introduces ``method``: its name starts with ``accelerated`` or has the part ``ours``."""
     return method.startswith("accelerated") or "ours" in method.split("_")
 
 
 def ours_third(names: Iterable[str]) -> list[str]:
     """Return the distinct ``names`` in their order, except that the first method of this project becomes the third.
 
-    The order is the order of drawing: the first curves may be hidden by later curves, and the last curves may hide
-    others.
+    Curves are drawn in this order. The first curves may be hidden by later curves, and the last curves may hide earlier
+    curves.
     """
     unique = list(dict.fromkeys(names))
     ours = next(filter(is_ours, unique), None)

@@ -54,7 +54,9 @@ class Candidate:
 
 
 def highest_and_lowest(candidates: Sequence[Candidate], metric: str, content: str) -> list[Thumbnails]:
-    """Return two groups of at most ``MAX_THUMBNAILS`` images, with the highest and with the lowest metric.
+    """Return the candidates with the highest and with the lowest metric, as two groups for the HTML report.
+
+    Each group contains at most ``MAX_THUMBNAILS`` candidates.
 
     Args:
         candidates: the images among which to choose.

@@ -28,7 +28,7 @@ from experiments.reporting.html_report import Thumbnails, html_report
 from experiments.reporting.tables import MAX_COLUMNS, Column, Rows, Table
 
 TIMES = ("seconds", "seconds_networks", "overhead", "speedup", "t_init", "t_opt", "t_train")
-"""Columns with measured times and ratios of times, which are not equal if a computation is repeated."""
+"""Columns with measured times and ratios of times, which differ each time a computation is repeated."""
 PACKAGES = ("torch", "diffusers", "transformers", "lightning", "timm", "torchmetrics", "datasets")
 
 

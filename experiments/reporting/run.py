@@ -61,7 +61,7 @@ class Run:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         if not (self.folder / "config.yaml").is_file():
-            raise FileNotFoundError(f"{self.folder} is not the folder of a run: config.yaml is missing.")
+            raise FileNotFoundError(f"{self.folder} has no config.yaml: give the run_dir of a run.")
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -121,7 +121,7 @@ class Run:
         units = self.units
         row = units[(units.method == method) & (units.concept == concept)]
         if row.empty:
-            raise KeyError(f"{self.folder} has no images of concept {concept!r} by method {method!r}.")
+            raise KeyError(f"{self.folder} has no images of concept {concept!r} by method {method!r}: see Run.units.")
         prompt, path = row.iloc[0][["prompt", "path"]]
         with safe_open(path, framework="pt") as file:
             images, seeds = file.get_tensor("images"), file.get_tensor("seeds")
