@@ -1,5 +1,6 @@
 """Programs hide the noise of other libraries, and nothing else; importing the package hides nothing."""
 
+import json
 import logging
 import os
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 
 from rnri.quiet import _Filter, quiet_libraries
+from tests.experiments.tiny_configs import tiny_emoji_classifier
 
 NOISE = (
     "Loading weights", "Loading pipeline components", "No LoRA keys", "LeafSpec", "GPU available", "TPU available",
@@ -70,25 +72,41 @@ def test_import_of_the_package_hides_nothing():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "command",
-    [
-        ["train.py", "experiment=reconstruction", "methods=[ddim]", "steps=1", "images=1", "task.figures=[]"],
-        ["train.py", "data.concepts=1", "arms=[plain]", "steps=3", "task.samples=1", "logger=wandb"],
-        ["-m", "rnri", "assets/models/fox.png", "a drawing of a fox", "--steps", "1"],
-        ["-m", "benchmarks.nao", "--help"],
-    ],
-    ids=["reconstruction", "rare_concepts", "rnri", "benchmarks"],
+JOBS = (
+    ["experiment=reconstruction", "methods=[ddim]", "steps=1", "images=1", "task.figures=[]"],
+    ["data.concepts=1", "arms=[plain]", "steps=3", "task.samples=1", "logger=wandb"],
 )
-def test_program_prints_no_noise(command, tmp_path):
-    if "rnri" in command:
-        Image.new("RGB", (64, 64), "orange").save(tmp_path / "fox.png")
-        command = [tmp_path / "fox.png" if str(word).endswith(".png") else word for word in command]
-        command += ["--out", tmp_path / "out"]
-    elif command[0] == "train.py":
-        command = [*command, f"run_dir={tmp_path}/run"]
+RUN_JOBS = """
+import json, runpy, sys
+for overrides in json.loads(sys.argv[1]):
+    sys.argv = ["train.py", *overrides]
+    runpy.run_path("train.py", run_name="__main__")
+"""
+
+
+def noise_of(*command: object) -> list[str]:
+    """Run Python with this command line in another process, which must succeed, and return the noise in its output."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
     finished = subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment)
     assert finished.returncode == 0, finished.stderr
-    assert [noise for noise in NOISE if noise in finished.stderr + finished.stdout] == []
+    return [noise for noise in NOISE if noise in finished.stderr + finished.stdout]
+
+
+@pytest.mark.slow
+def test_jobs_print_no_noise(tmp_path):
+    classifier = tiny_emoji_classifier(tmp_path / "classifier")
+    jobs = [[*job, classifier, f"run_dir={tmp_path}/run{number}"] for number, job in enumerate(JOBS)]
+    assert noise_of("-c", RUN_JOBS, json.dumps(jobs)) == []
+    assert len(list(tmp_path.glob("run*/results.json"))) == len(JOBS)
+
+
+@pytest.mark.slow
+def test_inversion_command_prints_no_noise(tmp_path):
+    Image.new("RGB", (64, 64), "orange").save(tmp_path / "fox.png")
+    command = ("-m", "rnri", tmp_path / "fox.png", "a drawing of a fox", "--steps", "1", "--out", tmp_path / "out")
+    assert noise_of(*command) == []
+
+
+@pytest.mark.slow
+def test_benchmark_prints_no_noise():
+    assert noise_of("-m", "benchmarks.nao", "--help") == []
