@@ -11,6 +11,7 @@ import pytest
 from matplotlib import pyplot as plt
 
 from tests.commands import forked
+from tests.experiments.tiny_configs import tiny_emoji_classifier
 
 NOTEBOOKS = sorted(Path("notebooks").glob("*.ipynb"))
 TEN_STEPS = "schedule = model.schedule(10)"
@@ -23,7 +24,8 @@ REPLACEMENTS = {
     "03_rare_concepts": {TEN_STEPS: "schedule = model.schedule(3)", "iterations=8": "iterations=1"},
     "04_open_a_run": {
         'RUN_DIR = Path("runs/notebook_04")': "RUN_DIR = run_dir",
-        START_RUN: 'finished = forked(f"run_dir={RUN_DIR}", *options, "task.steps=4", "select.iterations=1")\n'
+        START_RUN: 'options += ["data.concepts=1", "task.steps=2", "select.iterations=1", classifier]\n'
+        '    finished = forked(f"run_dir={RUN_DIR}", *options)\n'
         "    assert finished.returncode == 0, finished.stderr",
     },
 }
@@ -56,9 +58,10 @@ def test_notebook_runs_top_to_bottom(path, tmp_path, monkeypatch):
         plt.close("all")
 
     monkeypatch.setattr(plt, "show", show)
+    classifier = tiny_emoji_classifier(tmp_path / "classifier")
     monkeypatch.chdir(path.parent)  # Jupyter starts there
     with plt.rc_context():
-        variables = {"__name__": "__main__", "run_dir": tmp_path / "run", "forked": forked}
+        variables = {"__name__": "__main__", "run_dir": tmp_path / "run", "classifier": classifier, "forked": forked}
         for source in cells:
             run_cell(source, variables)
     assert shown

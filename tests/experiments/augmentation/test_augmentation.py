@@ -19,6 +19,7 @@ from experiments.data.concepts import Concept
 from experiments.data.folder import FolderConcepts
 from experiments.runtime.setup import setup
 from tests.commands import composed, forked, run_in_process
+from tests.experiments.tiny_configs import tiny_emoji_classifier
 
 SMALL = [
     "experiment=augmentation", "data.concepts=3", "task.steps=3", "task.samples=2", "select.iterations=1",
@@ -29,9 +30,14 @@ METHODS = ["references only", "plain", "seedselect_ddim", "nao_ddim"]
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def classifier(tmp_path_factory):
+    return tiny_emoji_classifier(tmp_path_factory.mktemp("classifier"))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, classifier):
     folder = tmp_path_factory.mktemp("augmentation")
-    finished = forked(*SMALL, f"run_dir={folder}")
+    finished = forked(*SMALL, f"run_dir={folder}", classifier)
     assert finished.returncode == 0, finished.stderr
     return folder, finished
 
@@ -82,12 +88,12 @@ def test_run_writes_table_figures_and_images(run):
 
 
 @pytest.mark.slow
-def test_other_training_settings_reuse_the_images(run):
+def test_other_training_settings_reuse_the_images(run, classifier):
     folder, _ = run
     before = {path: path.stat().st_mtime_ns for path in folder.glob("*/**/*.safetensors")}
     trainings = {path for path in before if "trainings" in path.parts}
     assert len(trainings) == len(METHODS) * 2
-    run_in_process(*SMALL, f"run_dir={folder}", "task.few_shot.steps=4")
+    run_in_process(*SMALL, f"run_dir={folder}", classifier, "task.few_shot.steps=4")
     after = {path: path.stat().st_mtime_ns for path in folder.glob("*/**/*.safetensors")}
     assert before.items() <= after.items()
     assert len(after) == len(before) + len(trainings)
