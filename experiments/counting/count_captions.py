@@ -36,7 +36,8 @@ class CountQuery:
 
     Attributes:
         column: name of the Parquet column that contains the captions.
-        forms: spelling variants of all names: singular and plural, with and without hyphens.
+        forms: spelling variants of all names (singular and plural, with and without hyphens), each with the indices of
+            the concepts that have this name.
         concepts: number of concepts to which the names belong.
     """
 
@@ -46,7 +47,7 @@ class CountQuery:
 
 
 class CachedCounts:
-    """Cache folder with one JSON file of counts per finished shard.
+    """Cache folder with one JSON file of counts per finished shard (Parquet file of captions).
 
     The name of a JSON file is a hash of the shard (URL, size, version) and of the query.
     """
@@ -85,6 +86,12 @@ def count_shards(
 ) -> dict[Shard, ShardCounts]:
     """Return the counts of all shards. Counts that are not in ``cache`` are computed and added to ``cache``.
 
+    Args:
+        shards: Parquet files of captions.
+        query: the names that are counted.
+        cache: counts of shards that are already finished.
+        engine: function that starts the worker processes, from :mod:`experiments.counting.count_engines`.
+
     Raises:
         ValueError: counting failed for at least one shard. The exception is raised after all other shards are finished.
             The message contains the number of failed shards and the first error.
@@ -100,7 +107,7 @@ def count_shards(
                 _merge(futures, cache, done, errors, bar)
     if errors:
         raise ValueError(
-            f"{len(errors)} of {len(shards)} shards failed, run the command again to retry only the failed shards; "
+            f"{len(errors)} of {len(shards)} shards failed: run the command again to retry only the failed shards; "
             f"first error: {errors[0]}"
         )
     return done
@@ -156,7 +163,9 @@ def write_counts(path: Path, names: Sequence[str], totals: Sequence[int]) -> Non
 
 
 def run(options: argparse.Namespace) -> None:
-    """Counts the captions in all shards; writes the total counts, and their inputs to ``OUTPUT.provenance.json``.
+    """Counts the captions in all shards, and writes the total count of each concept to the file ``OUTPUT``.
+
+    The file ``OUTPUT.provenance.json`` records the shards, the file of names and the version of the counting rules.
 
     Raises:
         ValueError: a command-line option or an input file is invalid.
@@ -167,7 +176,7 @@ def run(options: argparse.Namespace) -> None:
     if options.workers < 1:
         raise ValueError(f"--workers {options.workers}: must be an integer >= 1.")
     if options.scheduler and options.engine != "dask":
-        raise ValueError("--scheduler needs --engine dask.")
+        raise ValueError("--scheduler needs --engine dask: add --engine dask, or omit --scheduler.")
     check_writable(output)
     names = read_names(options.names)
     if output.suffix == ".tsv":

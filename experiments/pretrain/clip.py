@@ -1,7 +1,7 @@
 """Training of the CLIP model for the semantic loss of SeedSelect. No evaluation metric uses this CLIP model.
 
-The image encoder starts from ImageNet weights. With an image encoder that was trained only on the emoji corpus,
-SeedSelect could find images whose features match the reference images, but which do not show the concept.
+The training of the image encoder starts from ImageNet weights. With an image encoder that was trained only on the emoji
+corpus, SeedSelect could find images whose features match the reference images, but which do not show the concept.
 """
 
 from __future__ import annotations

@@ -83,7 +83,7 @@ class ImageDataModule(LightningDataModule):
     Args:
         train: training set.
         validation: validation set; None: the training has no validation.
-        batch_size: number of samples per batch. If the training set has fewer samples, it is one batch.
+        batch_size: number of samples per batch. If the training set has fewer samples, one batch contains all samples.
         seed: integer that determines the order of the training samples.
         workers: number of processes that read samples. If the samples are in memory, 0 is fastest.
     """
@@ -122,13 +122,13 @@ def fastest_precision() -> str:
 
 
 def reseed_resumed(module: LightningModule) -> None:
-    """Seed PyTorch's generator differently if a training resumes, so that random augmentations are not repeated."""
+    """If the training resumes, change the seed of PyTorch's generator, so that random augmentations do not repeat."""
     if module.global_step:
         torch.manual_seed(torch.initial_seed() + module.global_step)
 
 
 def fit(trainer: Trainer, module: LightningModule, data: LightningDataModule) -> None:
-    """Train ``module``, from the last checkpoint in the run folder if there is one."""
+    """Train ``module``. If the run folder contains a checkpoint, the training resumes from the last checkpoint."""
     checkpoint = last_checkpoint(trainer)
     if checkpoint is not None:
         log_earlier_values(trainer, checkpoint)
@@ -204,7 +204,7 @@ def final_loss(trainer: Trainer) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Unregistered:
-    """Wraps a pipeline that is an attribute of a Lightning module, so that it is not saved in checkpoints."""
+    """Wraps a pipeline that is an attribute of a Lightning module, so that checkpoints do not contain the pipeline."""
 
     value: DiffusionPipeline
 
@@ -236,10 +236,10 @@ def report(trainer: Trainer, results: Mapping[str, Any]) -> None:
 
 
 def save_fp16(model: nn.Module, folder: str | Path) -> None:
-    """Save ``model`` to ``folder`` with weights in float16, and with a config from which it is loaded in float32.
+    """Save ``model`` to ``folder`` with weights in float16, but with the dtype float32 in its config.
 
     By default, diffusers loads a model in float32, but transformers loads a model with the dtype in its config. If the
-    config contained float16, the models of a pipeline would have different dtypes.
+    config contained float16, the models of a pipeline would be loaded with different dtypes.
     """
     deepcopy(model).half().save_pretrained(folder)
     config = Path(folder) / "config.json"

@@ -1,4 +1,8 @@
-"""Distribution of units of work, whose results are stored on disk, to several processes."""
+"""Distribution of units of work to several processes.
+
+A unit of work is the smallest part of a run that a resumed run can skip, because its result is on disk. An example is
+the generation of the images of one concept.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +33,7 @@ Stage = tuple[LightningModule, "UnitDataModule"]
 """A module whose ``predict_step`` computes units of work and writes results to disk, and its data module."""
 
 POLL_INTERVAL_S = 0.5  # time between two checks whether other processes have finished their units
-PEER_DIED_MESSAGE = "another process of this run has died: run the same command again; finished units are kept."
+PEER_DIED_MESSAGE = "another process of this run has died: run the same command again; finished results are kept."
 CONNECTION_ERRORS = (
     "connection closed by peer",
     "connection reset",
@@ -202,8 +206,8 @@ class UnitQueue:
     Args:
         data: data module with the units of work.
         leases: manager with which this process acquires leases (exclusive rights) on units of work.
-        missing: indices of the unfinished units of work. The queue removes indices from this set when it knows that the
-            units of work are finished.
+        missing: indices of the unfinished units of work. The queue removes the indices of units of work from
+            this set when the units are finished.
     """
 
     def __init__(self, data: UnitDataModule, leases: LeaseManager, missing: set[int]) -> None:
@@ -287,10 +291,11 @@ class CachedUnitDataModule(UnitDataModule):
 
 
 class UnitLoader:
-    """A data loader from which Lightning does not prefetch batches, because a process must compute what it fetches.
+    """A data loader whose batches Lightning does not prefetch.
 
-    Lightning prefetches a batch only if the length of the loader is unknown. Therefore ``len`` returns a number that is
-    larger than the number of batches.
+    A process that fetches a batch reserves the units of work in the batch. With prefetching, the process would reserve
+    a batch that another process could already compute. Lightning prefetches batches only if the length of the loader is
+    unknown. Therefore ``len`` returns a number, which is larger than the number of batches.
     """
 
     def __init__(self, data: UnitDataModule) -> None:
@@ -313,7 +318,7 @@ def raise_on_sigterm(trainer: Trainer) -> Iterator[None]:
     def stop(number: int, _: FrameType | None) -> None:
         if (launcher := trainer.strategy.launcher) is not None:
             launcher.kill(number)
-        raise Terminated("stopped by SIGTERM: run the same command again; finished units are kept.")
+        raise Terminated("stopped by SIGTERM: run the same command again; finished results are kept.")
 
     if threading.current_thread() is not threading.main_thread():
         yield
