@@ -44,7 +44,9 @@ class Task(Protocol):
         """Return the estimated cost and disk space of each stage of the run. This method does not run the stages."""
 
     def run(self, trainer: Trainer) -> float | None:
-        """Compute the units (pieces of resumable work) that are not on disk yet, and write the results of the run.
+        """Compute the units of the run that are not on disk yet, and write the results of the run.
+
+        A unit is the smallest piece of work that a resumed run can skip, for example the images of one concept.
 
         Returns:
             The value that a hyperparameter sweep over this experiment optimizes, or None if the experiment has no such

@@ -129,7 +129,7 @@ def _is_alive(pid: int) -> bool:
 def finished_files(folder: str | Path, pattern: str) -> list[Path]:
     """Return the files in ``folder`` that match ``pattern``, sorted by name, without hidden and temporary files.
 
-    ``Path.glob`` is not sufficient, because it also returns the hidden temporary files of :func:`atomic_write`.
+    In contrast, ``Path.glob`` also returns the hidden temporary files of :func:`atomic_write`.
     """
     return sorted(path for path in Path(folder).glob(pattern) if not path.name.startswith("."))
 

@@ -70,9 +70,9 @@ def _is_complete(path: Path) -> bool:
 class SeedStore:
     """A cache of tensors on disk. The key of an entry contains all settings on which the tensors depend.
 
-    The key of an inverted seed contains the checkpoint, numerical settings (precision, device), the inversion method
-    with its settings, the schedule, the guidance scale, the prompt and the image. A ``SeedStore`` also stores the
-    features of real images.
+    The key of an inverted seed (initial noise latent of an image) contains the checkpoint, numerical settings
+    (precision, device), the inversion method with its settings, the schedule, the guidance scale, the prompt and the
+    image. A ``SeedStore`` also stores the features of real images.
 
     Args:
         root: folder of the files; each file contains one entry.

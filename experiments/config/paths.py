@@ -58,7 +58,7 @@ def child(node: Container, name: str) -> Node | None:
 def keys(node: Node | None) -> list[str]:
     """Return the keys of a mapping node or the indices of a list node, as strings.
 
-    For any other node, including an interpolation, the result is empty.
+    For any other node, including an interpolation, the returned list is empty.
     """
     if not isinstance(node, Container) or node._is_none() or node._is_missing() or node._is_interpolation():
         return []

@@ -81,7 +81,7 @@ def remember_sweep(arguments: Sequence[str]) -> None:
 def sweep_jobs(arguments: Sequence[str]) -> list[list[str]]:
     """Return the overrides of each job of a Hydra sweep, in the order of the jobs.
 
-    If the command-line ``arguments`` are not valid arguments of a sweep, the result is empty.
+    If the command-line ``arguments`` are not valid arguments of a sweep, the returned list is empty.
     """
     try:
         overrides = OverridesParser.create().parse_overrides(get_args_parser().parse_known_args(arguments)[0].overrides)

@@ -1,7 +1,7 @@
 """Signatures of the classes and functions that configs refer to by ``_target_``.
 
 :func:`source_signature` reads the signature from the source file of the class or function. :func:`source_signature` is
-fast, because it does not import the module; an import of PyTorch takes several seconds. :func:`imported_signature`
+fast, because no module is imported; an import of PyTorch takes several seconds. :func:`imported_signature`
 imports the class or function and returns the exact signature.
 """
 
@@ -65,7 +65,7 @@ class Signature:
 def imported_signature(target: str) -> Signature | None:
     """Import the class or function ``target`` and return its signature.
 
-    The result is None if Python cannot determine the signature, for example of some functions written in C.
+    If Python cannot determine the signature, which is the case for some functions written in C, None is returned.
 
     Raises:
         ImportError, AttributeError, ValueError: ``target`` cannot be imported.
@@ -112,7 +112,7 @@ def parameter_hints(function: Callable[..., Any]) -> dict[str, Any]:
 def source_signature(target: str) -> Signature | None:
     """Read the signature of the class or function ``target`` from its source file, without an import.
 
-    The result is None if the definition cannot be located in a source file.
+    If the definition cannot be located in a source file, None is returned.
     """
     definition = find_definition(target)
     if definition is None:
@@ -224,8 +224,8 @@ def _absolute_module(module: str, node: ast.ImportFrom) -> str:
 def _class_signature(name: str, definition: Definition) -> Signature | None:
     """Return the signature of a class, read from the fields of a dataclass or from ``__init__``.
 
-    If the class does not define ``__init__``, the ``__init__`` of the nearest base class is used. The result is None if
-    no class defines ``__init__``, or if a base class of a dataclass cannot be located.
+    If the class does not define ``__init__``, the ``__init__`` of the nearest base class is used. If no class
+    defines ``__init__``, or if a base class of a dataclass cannot be located, None is returned.
     """
     if not _is_dataclass(definition.node):
         for owner in _with_bases(definition):
@@ -314,7 +314,7 @@ def _parameter(module: str, hint: str, default: ast.expr | None, doc: str) -> Pa
 def _evaluate(module: str, hint: str) -> Any:
     """Return the type that the annotation ``hint`` denotes in ``module``.
 
-    The result is ``MISSING`` if the annotation cannot be evaluated without importing other modules.
+    If the annotation cannot be evaluated without importing other modules, ``MISSING`` is returned.
     """
     # `eval` runs only code of installed packages, because type hints are read from their source files.
     try:

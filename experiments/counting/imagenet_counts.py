@@ -59,8 +59,8 @@ def _imagenet_keys() -> dict[str, set[int]]:
     """Return a dict that maps each key (index, WordNet id or name) to the indices of the classes with this key.
 
     The types of keys are class indices, WordNet ids, unique names, normalized first names, normalized synonyms, and all
-    names of a class in one string ("tench, Tinca tinca"). If a key has several types, the result contains only the
-    classes for the type that is listed first.
+    names of a class in one string ("tench, Tinca tinca"). If a key has several types, the returned dict
+    contains only the classes for the type that is listed first.
     """
     classes = imagenet_classes()
     keys: dict[str, set[int]] = {}

@@ -56,7 +56,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class ShardCounts:
-    """The result of counting one shard.
+    """The counts of one shard (Parquet file of captions).
 
     Attributes:
         captions: number of rows with a caption.

@@ -286,7 +286,8 @@ def caption_counts(concepts: int, generator: np.random.Generator) -> np.ndarray:
 def captions(rows: Sequence[Mapping]) -> dict[str, list]:
     """Return the columns of ``captions.parquet``: captions of the drawings in the split ``corpus``, in random order.
 
-    For each concept, every pair of drawing and augmentation seed is used once before any pair is used a second time.
+    For each concept, every pair of drawing and augmentation seed is used once before any pair is used a second time. An
+    augmentation seed is an integer that determines the background, size, position and mirroring of a drawing.
     """
     generator = np.random.default_rng(SEED + 1)
     by_concept: dict[int, list[Mapping]] = {}

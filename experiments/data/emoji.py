@@ -108,7 +108,8 @@ class EmojiImages:
 class AugmentedEmojiImages(Dataset):
     """A dataset with one image for each pair of a drawing and an augmentation seed in ``[0, augmentations)``.
 
-    An item is a pair ``(image, concept_id)`` with ``image [3, H, W]`` in [0, 1].
+    An augmentation seed is an integer that determines the background, size, position and mirroring of the drawing. An
+    item is a pair ``(image, concept_id)`` with ``image [3, H, W]`` in [0, 1].
     """
 
     def __init__(self, drawings: EmojiImages, augmentations: int = AUGMENTATIONS) -> None:

@@ -110,10 +110,10 @@ def standardize(layer: nn.Linear, inputs: Tensor) -> None:
 class MergedPaddingAttention:
     """The joint attention of Stable Diffusion 3 (SD3) with an additive attention mask over the keys.
 
-    If SD3 has no T5 text encoder, it uses n zero tokens instead of the output of T5. The zero tokens are equal in every
-    layer, because text tokens have no positional embedding. In the softmax, n equal tokens have the same effect as one
-    token whose logit is increased by log n. The attention mask adds log n, so that one merged token can replace all
-    zero tokens. With one merged token, a training step takes a quarter of the time.
+    An SD3 pipeline without T5 text encoder uses n zero tokens instead of the output of T5. The zero tokens are equal in
+    every layer, because text tokens have no positional embedding. In the softmax, n equal tokens have the same effect
+    as one token whose logit is increased by log n. The attention mask adds log n, so that one merged token can replace
+    all zero tokens. With one merged token, a training step takes a quarter of the time.
     """
 
     def __call__(

@@ -202,7 +202,7 @@ class PretrainFlow(DistillationTask):
         layers = source.text_encoder.config.num_hidden_layers
         encoders = [build_text_encoder(source.text_encoder, number) for number in (layers + 1, layers)]
         width = source.text_encoder.config.hidden_size
-        source.vae.register_to_config(shift_factor=0.0)  # SD3 adds this value to latents
+        source.vae.register_to_config(shift_factor=0.0)  # the SD3 pipeline adds the shift factor to latents
         return StableDiffusion3Pipeline(
             transformer=build_transformer(
                 source.vae,

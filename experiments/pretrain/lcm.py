@@ -327,7 +327,7 @@ class PretrainLcm(DistillationTask):
     def rows(self) -> list[dict]:
         """Return the accuracy of the evaluation classifier on images from the LoRA and from the base model.
 
-        The result has one row per model, guidance scale and number of sampling steps.
+        The returned list has one row per model, guidance scale and number of sampling steps.
         """
         if not self.accuracy_probe:
             return []

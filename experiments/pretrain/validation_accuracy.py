@@ -14,7 +14,7 @@ from experiments.evaluation.metrics import bootstrap_interval
 from rnri.validation import NonEmptyStr, dataclass
 
 Sampler = Callable[[list[str], Tensor], Tensor]
-"""A function that generates images ``[B, 3, H, W]`` in [0, 1] from B prompts and B seeds ``[B, 4, h, w]``."""
+"""A function that generates images ``[B, 3, H, W]`` in [0, 1] from B prompts and initial noise ``[B, 4, h, w]``."""
 
 
 @dataclass
@@ -44,7 +44,7 @@ class AccuracyProbe:
 
         Args:
             sampler: function that generates images.
-            shape: shape of one seed, ``(C, h, w)``.
+            shape: shape of one seed (initial noise latent), ``(C, h, w)``.
             batch_size: number of images that are generated at once.
             labels: additional entries at the beginning of the returned dictionary.
         """

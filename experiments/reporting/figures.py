@@ -72,7 +72,7 @@ def panel(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def is_ours(method: str) -> bool:
-    """Return whether this project introduces ``method``: its name starts with ``accelerated`` or has the part ``ours``."""
+    """Return whether this project introduces ``method``, that is, its name is ``accelerated...`` or ``..._ours``."""
     return method.startswith("accelerated") or "ours" in method.split("_")
 
 

@@ -79,9 +79,9 @@ def _check_row(row: Any, name: str) -> None:
 def win_rates(ratings: pd.DataFrame, *, seed: int = 0) -> list[dict[str, Any]]:
     """Return the win rate of each method, which is the share of comparisons in which raters preferred the method.
 
-    The result has one row per method, sorted from the highest to the lowest win rate. If a rater does not prefer one of
-    n methods (a tie), each method has 1/n win. The 95 % confidence intervals are computed by a bootstrap over items,
-    because ratings of the same item are correlated.
+    The returned rows, one per method, are sorted from the highest to the lowest win rate. If a rater does not prefer
+    one of n methods (a tie), each method has 1/n win. The 95 % confidence intervals are computed by a bootstrap over
+    items, because ratings of the same item are correlated.
     """
     rows = []
     for method in sorted({method for shown in ratings["shown"] for method in shown}):
@@ -97,8 +97,8 @@ def win_rates(ratings: pd.DataFrame, *, seed: int = 0) -> list[dict[str, Any]]:
 def agreement(ratings: pd.DataFrame) -> float | None:
     """Return the agreement between raters, measured by Krippendorff's alpha for nominal data.
 
-    Krippendorff's alpha is 1 for full agreement and 0 for agreement by chance. Alpha is undefined, and the result is
-    None, if no item has two raters or if all choices are equal. The definition is in Krippendorff 2011, "Computing
+    Krippendorff's alpha is 1 for full agreement and 0 for agreement by chance. If no item has two raters, or if all
+    choices are equal, alpha is undefined, and None is returned. The definition is in Krippendorff 2011, "Computing
     Krippendorff's alpha-reliability".
     """
     totals = Counter()

@@ -155,7 +155,7 @@ class Run:
         }
 
     def centroid(self, concept: str, inverter: str) -> Tensor:
-        """Return the NAO centroid ``[C,h,w]`` of the inverted seeds of the reference images of a concept.
+        """Return the centroid ``[C,h,w]`` (:func:`nao.centroid`) of the inverted seeds of a concept's reference images.
 
         Raises:
             KeyError: the run has no seeds of the concept that were inverted with ``inverter``.

@@ -107,8 +107,9 @@ class Table:
         return [*self.rows, *self.references]
 
     def best(self) -> list[list[bool]]:
-        """Return for each cell whether its value is bold, because it is the best of its column and group of rows.
+        """Return for each row a list that contains, for each column, whether the cell is bold.
 
+        The cell with the best value of a column in a group of rows is bold.
         Several values are the best if their printed texts are equal. A group with a single row has no best value.
         """
         best = [[False] * len(self.columns) for _ in self._all_rows]

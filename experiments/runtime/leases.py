@@ -237,7 +237,7 @@ class LeaseManager:
         try:
             temporary.mkdir()
             (temporary / OWNER_FILE).write_text(json.dumps({"owner": vars(self.me), "note": dict(note or {})}))
-            os.rename(temporary, self.root / lease)  # fails if the lease exists, because its folder is not empty
+            os.rename(temporary, self.root / lease)  # fails if the lease exists: its folder is never empty
             return True
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)

@@ -27,10 +27,11 @@ CONNECT_TIMEOUT_S = 60.0
 
 
 def install_watchdogs() -> None:
-    """Make this process exit if its parent process dies, and requeue the Slurm job when it receives SIGUSR1.
+    """Make this process exit if its parent process dies, and requeue the Slurm job when this process receives SIGUSR1.
 
     The option ``sbatch --signal=USR1@120`` sends SIGUSR1 two minutes before the time limit of the job. The handler of
-    Lightning for SIGUSR1 is not used, because it saves a checkpoint, for which all processes have to synchronize.
+    Lightning for SIGUSR1 is not used, because that handler saves a checkpoint, for which all processes have
+    to synchronize.
     """
     report_dead_children()
     if "TORCHELASTIC_RUN_ID" in os.environ:

@@ -48,7 +48,7 @@ def test_names_are_normalized():
         (["camle"], "similar: camel"),
         ("Camel", "similar: camel"),
         ([""], "data.concepts contains an empty name"),
-        ([True], "data.concepts contains True, which is not a name: quote it"),
+        ([True], "data.concepts contains True, which is not a name: quote the value"),
         ([1.5], "data.concepts contains 1.5, which is not a name"),
         ([None], "data.concepts contains None"),
         ([["camel"]], "data.concepts contains"),
