@@ -187,7 +187,7 @@ def main() -> None:
         path = options.file or Path(folder) / "captions.parquet"
         if not options.file:
             pq.write_table(pa.table({options.column: synthetic_captions(options.captions, names, seed=0)}), path)
-        report(path, options.column, names, options.only, options.repeats)
+        report(path, options.column, names, options.only, repeats=options.repeats)
 
 
 def check_column(path: Path, column: str) -> None:
@@ -200,7 +200,7 @@ def check_column(path: Path, column: str) -> None:
         raise ValueError(f"--file: the column {column!r} of {path} has no captions.")
 
 
-def report(path: Path, column: str, names: Mapping[str, tuple[str, ...]], only: list[str], repeats: int) -> None:
+def report(path: Path, column: str, names: Mapping[str, tuple[str, ...]], only: list[str], *, repeats: int) -> None:
     """Measure the counters in ``only`` on the captions in ``column`` of the file ``path``, and print a table."""
     captions = pq.read_table(path, columns=[column])[column].drop_null()
     size = sum(chunk.nbytes for chunk in captions.chunks)

@@ -124,7 +124,11 @@ def invert(
             inversion = inverter.invert(z0, predictor, schedule, on_step)
         synchronize(inversion.seed.device)
         seconds = time.perf_counter() - start
-        measured = _measure_round_trip(model, batch, z0, inversion, predictor, schedule) if round_trip else None
+        measured = (
+            _measure_round_trip(model, batch, z0, inversion, predictor=predictor, schedule=schedule)
+            if round_trip
+            else None
+        )
     finally:
         pipe.maybe_free_model_hooks()  # moves the models back to the CPU if the pipeline uses CPU offload
     return PipelineInversion(
@@ -150,6 +154,7 @@ def _measure_round_trip(
     images: Tensor,
     z0: Tensor,
     inversion: Inversion,
+    *,
     predictor: NoisePredictor,
     schedule: Schedule,
 ) -> RoundTrip:

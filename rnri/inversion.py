@@ -315,7 +315,7 @@ class ImplicitInverter(Inverter):
     def _problem(
         self, z_s: Tensor, predictor: NoisePredictor, schedule: Schedule, i: int, *, z_0: Tensor
     ) -> ImplicitStep:
-        problem = ImplicitStep.from_schedule(z_s, predictor, schedule, i, z_0)
+        problem = ImplicitStep.from_schedule(z_s, predictor, schedule, i, z_0=z_0)
         return replace(problem, relaxation=relaxation_factor(self.parameterization, schedule, i))
 
     def _empty_secants(self, z: Tensor) -> Secants | None:
@@ -357,7 +357,7 @@ def _with_rows(table: Tensor, rows: Tensor, values: Tensor) -> Tensor:
 
 @torch.no_grad()
 def with_measured_residuals(
-    inversion: Inversion, path: Sequence[Tensor], predictor: NoisePredictor, schedule: Schedule, tolerance: float
+    inversion: Inversion, path: Sequence[Tensor], predictor: NoisePredictor, schedule: Schedule, *, tolerance: float
 ) -> Inversion:
     """Return ``inversion`` with the residuals of the latents in ``path``, and with ``solved`` updated accordingly.
 

@@ -14,7 +14,6 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
-from rnri.models.sampling import to_state_dtype
 from rnri.validation import OMIT_DEFAULT, ConfigError, HalfOpenUnitInterval, OpenUnitInterval, dataclass
 from seedselect.history import BestSeedTracker, Selection
 from seedselect.problem import Generation, Problem
@@ -104,7 +103,7 @@ class BestOf:
         """Return the best seed of each sample from ``candidates [B,N,C,h,w]``."""
         tracker = BestSeedTracker(self.loss.grouped(candidates[:, 0].clone()), self.candidates - 1)
         for k in range(self.candidates):
-            loss, _ = _evaluate(self.loss, problem, candidates[:, k], tracker, k)
+            loss, _ = _evaluate(self.loss, problem, candidates[:, k], tracker, k=k)
             on_iteration(k, loss)
         return tracker.selection().ungroup()
 
@@ -122,11 +121,13 @@ class BestOf:
             raise ValueError("BestOf with a preview needs Problem(preview=...): pass the sampler in two parts.")
         steps = _preview_steps(self.preview or 0.0, sampler.steps)
         rows = torch.arange(len(candidates), device=candidates.device)
-        tracker = BestSeedTracker(self.loss.grouped(to_state_dtype(candidates[:, 0])), self.candidates - 1)
+        latent, clean = sampler.start(candidates[:, 0], rows, steps)
+        tracker = BestSeedTracker(self.loss.grouped(candidates[:, 0].to(latent.dtype)), self.candidates - 1)
         for k in range(self.candidates):
-            seeds = candidates[:, k]
-            latent, clean = sampler.start(seeds, rows, steps)
-            on_iteration(k, _record(self.loss, problem.generation(seeds, [clean], rows), latent, tracker, k))
+            if k > 0:
+                latent, clean = sampler.start(candidates[:, k], rows, steps)
+            generation = problem.generation(candidates[:, k], [clean], rows)
+            on_iteration(k, _record(self.loss, generation, latent, tracker, k=k))
         best = tracker.selection().ungroup()
         seed = best.seed.to(candidates.dtype)
         latents = sampler.finish(best.latent, rows, steps)
@@ -187,13 +188,13 @@ class LocalSearch:
         """
         forwards, _ = self.call_counts
         tracker = BestSeedTracker(self.loss.grouped(seeds.detach().clone()), forwards - 1)
-        loss, initial = _evaluate(self.loss, problem, tracker.seed.flatten(0, 1).clone(), tracker, 0)
+        loss, initial = _evaluate(self.loss, problem, tracker.seed.flatten(0, 1).clone(), tracker, k=0)
         on_iteration(0, loss)
         for start in range(1, forwards, self.neighbors):
             center = tracker.seed.flatten(0, 1).clone()
             for k in range(start, start + self.neighbors):
                 neighbor = perturb(center, noise(k), self.spread)
-                loss, _ = _evaluate(self.loss, problem, neighbor, tracker, k, initial_latent=initial)
+                loss, _ = _evaluate(self.loss, problem, neighbor, tracker, k=k, initial_latent=initial)
                 on_iteration(k, loss)
         return tracker.selection().ungroup()
 
@@ -218,8 +219,8 @@ def _evaluate(
     problem: Problem,
     seeds: Tensor,
     tracker: BestSeedTracker,
-    k: int,
     *,
+    k: int,
     initial_latent: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Generate from ``seeds [B,C,h,w]``, the k-th candidates of all samples, and record the losses.
@@ -232,7 +233,7 @@ def _evaluate(
     """
     generation = problem.generate(seeds, torch.arange(len(seeds)))
     latent = generation.latents[-1]
-    return _record(objective, generation, latent, tracker, k, initial_latent=initial_latent), latent
+    return _record(objective, generation, latent, tracker, k=k, initial_latent=initial_latent), latent
 
 
 def _record(
@@ -240,8 +241,8 @@ def _record(
     generation: Generation,
     latent: Tensor,
     tracker: BestSeedTracker,
-    k: int,
     *,
+    k: int,
     initial_latent: Tensor | None = None,
 ) -> Tensor:
     """Compute and record the losses of the images of the k-th candidates of all samples; return the losses ``[B]``.
@@ -251,7 +252,7 @@ def _record(
     loss, criterion = _loss_and_criterion(objective, generation, initial_latent)
     rows = torch.arange(len(loss))
     seeds = objective.grouped(generation.seeds)
-    tracker.record(k, rows, seeds, objective.grouped(latent), loss, criterion=criterion)
+    tracker.record(k, rows, seeds, objective.grouped(latent), loss=loss, criterion=criterion)
     return loss.repeat_interleave(objective.group_size)
 
 

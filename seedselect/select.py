@@ -200,7 +200,7 @@ class SeedSelect:
                 rows,
                 current.detach(),
                 latent,
-                loss,
+                loss=loss,
                 criterion=criterion.detach(),
                 quality=quality,
                 differentiated=not is_last,

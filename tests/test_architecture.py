@@ -21,6 +21,13 @@ EXPERIMENTS = ("augmentation", "diversity", "editing", "inversion", "pretrain", 
 ENTRY_POINT = "experiments.runtime.setup"
 """Creates tasks, so it imports all layers; only ``train.py`` and tests import it."""
 APP_MAY_IMPORT = {"", "app", "cache", "config", "evaluation", "reporting", "runtime"}
+MAX_POSITIONAL_ARGUMENTS = 4
+SIGNATURES_OF_LIBRARIES = {
+    ("rnri/__main__.py", "main"),  # the options of a command
+    ("rnri/models/attention/injection.py", "__call__"),
+    ("rnri/models/attention/prompt_to_prompt.py", "__call__"),
+}
+"""Functions whose arguments are determined by typer or by diffusers."""
 SOURCES = [path for package in PACKAGES for path in sorted(Path(package).rglob("*.py"))]
 
 LAYERS = {  # a folder or module imports from its own folder and from lower layers
@@ -138,6 +145,17 @@ def test_every_package_has_a_docstring(package):
 
 def test_train_py_is_short():
     assert len(Path("train.py").read_text().splitlines()) <= 60
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=str)
+def test_functions_have_at_most_four_positional_arguments(path):
+    functions = {
+        node.name: [argument.arg for argument in (*node.args.posonlyargs, *node.args.args)]
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef) and (str(path), node.name) not in SIGNATURES_OF_LIBRARIES
+    }
+    counts = {name: len(names) - (names[:1] in (["self"], ["cls"], ["ctx"])) for name, names in functions.items()}
+    assert {name: count for name, count in counts.items() if count > MAX_POSITIONAL_ARGUMENTS} == {}
 
 
 def test_class_names_are_unique():

@@ -219,6 +219,7 @@ def _optimize(
     folder: Path,
     run: RunState,
     plain: PlainSamples,
+    *,
     references: list[Image.Image],
     prompt: str,
 ) -> Iterator[tuple]:

@@ -104,7 +104,7 @@ def count_shards(
             with engine() as (pool, share):
                 forms = share(query.forms)
                 futures = {pool.submit(count_shard, s, query.column, forms, query.concepts): s for s in remaining}
-                _merge(futures, cache, done, errors, bar)
+                _merge(futures, cache, done, errors, bar=bar)
     if errors:
         raise ValueError(
             f"{len(errors)} of {len(shards)} shards failed: run the command again to retry only the failed shards; "
@@ -118,6 +118,7 @@ def _merge(
     cache: CachedCounts,
     done: dict[Shard, ShardCounts],
     errors: list[str],
+    *,
     bar: tqdm,
 ) -> None:
     """Adds the counts of finished shards to ``done`` and ``cache``, and the errors of failed shards to ``errors``."""

@@ -155,7 +155,7 @@ class InversionModule(LightningModule):
         evaluations = sampler.forward_evaluations
         z = job.inverter.reconstruct(inversion, sampler, schedule).float()
         sampling_nfe = (sampler.forward_evaluations - evaluations) / len(z0)
-        measured = with_measured_residuals(inversion, path, predictor, schedule, SOLVED_TOLERANCE)
+        measured = with_measured_residuals(inversion, path, predictor, schedule, tolerance=SOLVED_TOLERANCE)
         p_values = normality(inversion.seed)
         columns = {
             "residual": measured.residuals.max(0).values,

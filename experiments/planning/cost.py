@@ -155,7 +155,7 @@ def _count(inverter: Inverter, schedule: Schedule, guidance: float, channels: in
     if all_steps:
         with torch.no_grad():
             inverter.reconstruct(inversion, predictor, schedule)
-        with_measured_residuals(inversion, path, predictor, schedule, 1e-4)
+        with_measured_residuals(inversion, path, predictor, schedule, tolerance=1e-4)
     calls = predictor.nfe
     rows_per_call = sum(rows) / calls.forward if calls.forward else 1.0
     return Cost(forward=sum(rows), backward=calls.backward * rows_per_call)

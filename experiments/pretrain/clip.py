@@ -95,7 +95,7 @@ class ContrastiveModel(LightningModule):
         steps: number of training steps.
     """
 
-    def __init__(self, clip: ClipFeatures, prompts: Tensor, lr: float, body_lr: float, steps: int) -> None:
+    def __init__(self, clip: ClipFeatures, prompts: Tensor, lr: float, body_lr: float, *, steps: int) -> None:
         super().__init__()
         self.model = clip.model.requires_grad_(True).train()
         self.clip = clip
@@ -203,7 +203,7 @@ class PretrainClip(TrainingTask):
         prompts = tokenize(tokenizer, [PROMPT.format(phrase=phrases[k]) for k in sorted(phrases)])
         unseen = AugmentedEmojiImages(EmojiImages(self.corpus, ["reference"]), augmentations=1)
         clip = self.build(tokenizer)
-        module = ContrastiveModel(clip, prompts, self.lr, self.body_lr, trainer.max_steps)
+        module = ContrastiveModel(clip, prompts, self.lr, self.body_lr, steps=trainer.max_steps)
         fit(trainer, module, ImageDataModule(CaptionedEmojiImages(drawings, tokenizer), unseen, self.batch_size))
         module.eval()
         self.save(clip)

@@ -140,6 +140,7 @@ class CaptionedLatents(Dataset):
         pairs: list[tuple[int, int]],
         vae: AutoencoderKL,
         cache: Path,
+        *,
         batch_size: int = 64,
     ) -> Tensor:
         if cache.is_file():

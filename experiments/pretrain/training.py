@@ -89,7 +89,7 @@ class ImageDataModule(LightningDataModule):
     """
 
     def __init__(
-        self, train: Dataset, validation: Dataset | None, batch_size: int, seed: int = 0, workers: int = 0
+        self, train: Dataset, validation: Dataset | None, batch_size: int, seed: int = 0, *, workers: int = 0
     ) -> None:
         super().__init__()
         self.train, self.validation = train, validation

@@ -162,7 +162,7 @@ def budget_figure(rows: Sequence[Mapping], quantity: str) -> Figure:
     figure, axes = plots.panels(2, rows=2)
     all_axes = [axis for line in axes for axis in line]
     for axis, (column, (label, scale)) in zip(all_axes, PANELS[quantity].items(), strict=True):
-        _panel(axis, rows, quantity, column, scale)
+        _panel(axis, rows, quantity, column, scale=scale)
         axis.set_ylabel(label)
     plots.shared_legend(figure, all_axes)
     return figure
@@ -190,7 +190,7 @@ def copies_figure(rows: Sequence[Mapping], quantity: str, real: Mapping) -> Figu
     return figure
 
 
-def _panel(axis: Axes, rows: Sequence[Mapping], quantity: str, column: str, scale: float) -> None:
+def _panel(axis: Axes, rows: Sequence[Mapping], quantity: str, column: str, *, scale: float) -> None:
     x = "nfe" if quantity == "budget" else quantity
     for method, style in plots.method_styles([row["method"] for row in rows]).items():
         method_rows = [row for row in rows if row["method"] == method and row.get(column) is not None]

@@ -90,7 +90,7 @@ class ConceptDataModule(CachedUnitDataModule):
         *,
         running_means: RunningMeans | None = None,
     ) -> None:
-        super().__init__(list(product(stores, context.concepts)), stores, progress, leases, running_means)
+        super().__init__(list(product(stores, context.concepts)), stores, progress, leases, running_means=running_means)
         self.context = context
         self.inversions = {arm: context.inversion_stage(arm) for arm in stores}
 

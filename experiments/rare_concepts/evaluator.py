@@ -94,7 +94,9 @@ class Evaluator:
             progress.finish(1)
         progress.close()
         threshold = self.threshold
-        classified = {arm: self._classify(arm, units[arm], scores[arm], detections[arm], threshold) for arm in units}
+        classified = {
+            arm: self._classify(arm, units[arm], scores[arm], detections[arm], threshold=threshold) for arm in units
+        }
         return {arm: replace(images, similarities=sscd[arm]) for arm, images in classified.items()}
 
     @cached_property
@@ -106,7 +108,9 @@ class Evaluator:
         """
         concepts = {concept.key: concept for concept in self.context.concepts}
         scores = [list(self.threshold.scores[concept.name]) for concept in concepts.values()]
-        return self._classify("references", References(concepts), scores, [None] * len(concepts), self.threshold)
+        return self._classify(
+            "references", References(concepts), scores, [None] * len(concepts), threshold=self.threshold
+        )
 
     @cached_property
     def threshold(self) -> CopyThreshold:
@@ -181,6 +185,7 @@ class Evaluator:
         units: ImageUnits,
         scores: Sequence[Sequence[ImageScore | None]],
         detections: Sequence[CopyDetection | None],
+        *,
         threshold: CopyThreshold,
     ) -> ClassifiedImages:
         """Classify the images of one arm (pipeline), and return them together with their predictions and scores.

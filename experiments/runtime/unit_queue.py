@@ -272,6 +272,7 @@ class CachedUnitDataModule(UnitDataModule):
         stores: Mapping[str, UnitStore],
         progress: RunProgress,
         leases: str | Path,
+        *,
         running_means: RunningMeans | None = None,
     ) -> None:
         super().__init__(units, progress, leases, running_means)

@@ -63,7 +63,7 @@ class LEditsPP(NoiseMaps):
     def sampler(self, schedule: Schedule) -> Step:
         self.check_schedule(schedule)
         solver = _solver(schedule)
-        return lambda z, predictor, i: _step(solver, z, predictor, schedule, i)
+        return lambda z, predictor, i: _step(solver, z, predictor, schedule, i=i)
 
 
 def _solver(schedule: Schedule) -> DPMSolverMultistepScheduler:
@@ -86,7 +86,7 @@ def _solver(schedule: Schedule) -> DPMSolverMultistepScheduler:
 
 
 def _step(
-    solver: DPMSolverMultistepScheduler, z: Tensor, predictor: NoisePredictor, schedule: Schedule, i: int
+    solver: DPMSolverMultistepScheduler, z: Tensor, predictor: NoisePredictor, schedule: Schedule, *, i: int
 ) -> tuple[Tensor, float]:
     """Return the mean ``[B,C,h,w]`` and the standard deviation of the latent after sampling step ``i``.
 

@@ -97,7 +97,7 @@ class NullText(Inverter):
         embeddings: list[Tensor] = []
         for i in range(len(schedule)):
             k = len(schedule) - 1 - i
-            negative, step_nfe, step_backward = self._fit(z, path[k], negative, predictor, schedule, i)
+            negative, step_nfe, step_backward = self._fit(z, path[k], negative, predictor, schedule=schedule, i=i)
             embeddings.append(negative.text)
             nfe[k] += step_nfe + 1
             backward[k] += step_backward
@@ -108,7 +108,7 @@ class NullText(Inverter):
 
     @torch.enable_grad()  # gradients are disabled in Lightning's validation, test and predict loops
     def _fit(
-        self, z: Tensor, target: Tensor, negative: Condition, predictor: NoisePredictor, schedule: Schedule, i: int
+        self, z: Tensor, target: Tensor, negative: Condition, predictor: NoisePredictor, *, schedule: Schedule, i: int
     ) -> tuple[Condition, Tensor, Tensor]:
         """Return the optimized negative condition of step ``i``, and the evaluation counts of each sample.
 

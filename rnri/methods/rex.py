@@ -108,8 +108,8 @@ class Rex(Inverter):
         for k, i in enumerate(reversed(range(len(schedule)))):
             noisy, clean = levels[i], levels[i + 1]
             w_t, w_s = self._weight(noisy), self._weight(clean)
-            y = w_t / w_s * y + w_t * self._increment(x, clean, noisy, predictor, schedule)
-            increment = self._increment(y, noisy, clean, predictor, schedule)
+            y = w_t / w_s * y + w_t * self._increment(x, clean, noisy, predictor, schedule=schedule)
+            increment = self._increment(y, noisy, clean, predictor, schedule=schedule)
             x = w_t / w_s * x / self.zeta + (1 - 1 / self.zeta) * y - w_t / self.zeta * increment
             on_step(k, x)
         nfe = constant_counts(2 * self.stages, schedule, len(z0))
@@ -125,11 +125,13 @@ class Rex(Inverter):
             noisy, clean = levels[i], levels[i + 1]
             w_t, w_s = self._weight(noisy), self._weight(clean)
             mixed = self.zeta * x + (1 - self.zeta) * y
-            x = w_s / w_t * mixed + w_s * self._increment(y, noisy, clean, predictor, schedule)
-            y = w_s / w_t * y - w_s * self._increment(x, clean, noisy, predictor, schedule)
+            x = w_s / w_t * mixed + w_s * self._increment(y, noisy, clean, predictor, schedule=schedule)
+            y = w_s / w_t * y - w_s * self._increment(x, clean, noisy, predictor, schedule=schedule)
         return x
 
-    def _increment(self, z: Tensor, start: Level, end: Level, predictor: NoisePredictor, schedule: Schedule) -> Tensor:
+    def _increment(
+        self, z: Tensor, start: Level, end: Level, predictor: NoisePredictor, *, schedule: Schedule
+    ) -> Tensor:
         """Return ``Psi(start -> end, z)``, the increment of ``z / w`` in one Runge-Kutta step, ``[B,C,h,w]``.
 
         ``w`` is the noise level (``form="data"``) or the signal level (``form="noise"``) of ``z``.

@@ -145,7 +145,7 @@ class SafeguardedAnderson(IterativeSolver):
         improved = norm < state.best_norm
         failed, state = self._update_failures(state, norm, improved)
         memory = self._max_memory(iterate.problem)
-        fs, rs, best_index = _append(state, f, r, improved, memory)
+        fs, rs, best_index = _append(state, f, r, improved, memory=memory)
         best_f = _gather(fs, best_index)  # [b,1,d]
         best_r = _gather(rs, best_index)
         discard = (failed & ~state.keeps_differences)[:, None, None]
@@ -295,7 +295,7 @@ def anderson_mix(f: Tensor, r: Tensor, differences: Differences, regularization:
 
 
 def _append(
-    state: SafeguardState, f: Tensor, r: Tensor, improved: Tensor, memory: int
+    state: SafeguardState, f: Tensor, r: Tensor, improved: Tensor, *, memory: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Append the value ``f [b,d]`` and the residual ``r [b,d]`` of a new iterate to the last iterates in ``state``.
 

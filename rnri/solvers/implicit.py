@@ -161,7 +161,7 @@ class ImplicitStep:
 
     @classmethod
     def from_schedule(
-        cls, z_s: Tensor, predictor: NoisePredictor, schedule: Schedule, i: int, z_0: Tensor | None = None
+        cls, z_s: Tensor, predictor: NoisePredictor, schedule: Schedule, i: int, *, z_0: Tensor | None = None
     ) -> ImplicitStep:
         """Return the equation for the noisier latent ``z`` that sampling step ``i`` maps to ``z_s [B,C,h,w]``.
 

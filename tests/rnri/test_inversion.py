@@ -200,7 +200,7 @@ def test_residuals_are_those_of_returned_latents(solver, measure):
     predictor = function_predictor(wavy, 4)
     inversion = inverter.invert(z0, predictor, steps, on_step=lambda k, z: path.append(z))
     if measure:
-        inversion = with_measured_residuals(inversion, path[1:], predictor, steps, solver.tolerance)
+        inversion = with_measured_residuals(inversion, path[1:], predictor, steps, tolerance=solver.tolerance)
     assert len(path) == 11
     assert torch.equal(path[-1], inversion.seed)
     for k, (z_s, z) in enumerate(itertools.pairwise(path)):
@@ -247,7 +247,7 @@ def test_nonfinite_latent_is_reported_and_isolated(solver, value):
     predictor = function_predictor(wavy, 2)
     inverter = ImplicitInverter(solver)
     inversion = inverter.invert(z0, predictor, schedule(5), lambda k, z: path.append(z))
-    inversion = with_measured_residuals(inversion, path, predictor, schedule(5), solver.tolerance)
+    inversion = with_measured_residuals(inversion, path, predictor, schedule(5), tolerance=solver.tolerance)
     alone = inverter.invert(z0[:1], function_predictor(wavy, 1), schedule(5))
     torch.testing.assert_close(inversion.seed[:1], alone.seed, rtol=1e-9, atol=1e-9)
     assert not inversion.residual_converged[1]
@@ -423,7 +423,7 @@ def test_step_without_evaluation_returns_its_guess():
         ]
         torch.testing.assert_close(noises[k], 2 * noises[k - 1] - noises[k - 2], rtol=0, atol=1e-9)
     assert inversion.residual.isfinite().all()
-    measured = with_measured_residuals(inversion, path, predictor, schedule(50), 0)
+    measured = with_measured_residuals(inversion, path, predictor, schedule(50), tolerance=0)
     assert measured.residuals.isfinite().all()
     assert torch.equal(measured.seed, inversion.seed)
 
@@ -434,7 +434,7 @@ def test_measured_residuals_are_those_of_the_path():
     path = []
     inverter = ImplicitInverter(FixedPoint(2))
     inversion = inverter.invert(z0, function_predictor(wavy, 3), steps, lambda k, z: path.append(z))
-    measured = with_measured_residuals(inversion, path, function_predictor(wavy, 3), steps, 1e-4)
+    measured = with_measured_residuals(inversion, path, function_predictor(wavy, 3), steps, tolerance=1e-4)
     for k, (z_s, z) in enumerate(itertools.pairwise([z0, *path])):
         problem = ImplicitStep.from_schedule(z_s, function_predictor(wavy, 3), steps, 5 - k)
         expected = (z - problem(z)).abs().flatten(1).mean(1)

@@ -33,7 +33,7 @@ def test_reconstruction_error_is_bounded_by_residuals(solver):
     inverter = ImplicitInverter(solver)
     path = []
     inversion = inverter.invert(z0, NoisePredictor(denoiser), steps, lambda k, z: path.append(z))
-    inversion = with_measured_residuals(inversion, path, NoisePredictor(denoiser), steps, solver.tolerance)
+    inversion = with_measured_residuals(inversion, path, NoisePredictor(denoiser), steps, tolerance=solver.tolerance)
     error = torch.zeros(len(z0), dtype=torch.float64)
     for i in range(len(steps)):  # noisy to clean
         a_t, a_s = steps.alpha_bar[i].item(), steps.alpha_bar_next[i].item()
@@ -60,7 +60,7 @@ def test_gaussian_round_trip_is_within_tolerance(solver):
     inverter = ImplicitInverter(solver, "fitted")
     path = []
     inversion = inverter.invert(z0, NoisePredictor(denoiser), steps, lambda k, z: path.append(z))
-    inversion = with_measured_residuals(inversion, path, NoisePredictor(denoiser), steps, solver.tolerance)
+    inversion = with_measured_residuals(inversion, path, NoisePredictor(denoiser), steps, tolerance=solver.tolerance)
     reconstruction = inverter.reconstruct(inversion, NoisePredictor(denoiser), steps)
     tolerance = solver.tolerance or 1e-6
     assert inversion.residual_converged.all() or solver.tolerance == 0

@@ -370,8 +370,8 @@ def test_loss_that_is_not_finite_is_never_the_best():
     tracker = BestSeedTracker(torch.zeros(1, *SHAPE), 1)
     one = torch.ones(1, *SHAPE)
     rows = torch.zeros(1, dtype=torch.int64)
-    tracker.record(0, rows, one, one, torch.tensor([0.5]), criterion=torch.tensor([0.5]))
-    tracker.record(1, rows, 2 * one, one, torch.tensor([torch.inf]), criterion=torch.tensor([-1.0]))
+    tracker.record(0, rows, one, one, loss=torch.tensor([0.5]), criterion=torch.tensor([0.5]))
+    tracker.record(1, rows, 2 * one, one, loss=torch.tensor([torch.inf]), criterion=torch.tensor([-1.0]))
     assert torch.equal(tracker.selection().seed, one)
 
 
@@ -380,7 +380,8 @@ def test_negative_losses_also_converge(offset):
     tracker = BestSeedTracker(torch.zeros(2, *SHAPE), 10, patience=2, improvement=0.1)
     rows = torch.arange(2)
     active = [
-        tracker.record(k, rows, tracker.seed, tracker.seed, offset - torch.tensor([0.0, 0.2]) * k) for k in range(3)
+        tracker.record(k, rows, tracker.seed, tracker.seed, loss=offset - torch.tensor([0.0, 0.2]) * k)
+        for k in range(3)
     ]
     assert [mask.tolist() for mask in active] == [[True, True], [True, True], [False, True]]
     assert tracker.converged.tolist() == [True, False]

@@ -67,7 +67,7 @@ def layer_size(pixels: int, size: tuple[int, int]) -> tuple[int, int]:
     return height, width
 
 
-def blend_latents(latents: Tensor, maps: WordMaps, threshold: float, edits: Tensor, sources: Tensor) -> Tensor:
+def blend_latents(latents: Tensor, maps: WordMaps, threshold: float, edits: Tensor, *, sources: Tensor) -> Tensor:
     """Return ``latents [R,C,h,w]`` in which each edit equals its source outside the region that the edit may change.
 
     The region that may change is the union of the regions of the words ``maps.words[:, 0]`` in the edit and in the

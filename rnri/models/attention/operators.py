@@ -40,7 +40,7 @@ def source_rows(batch_size: int, edits: Tensor, sources: Tensor) -> Tensor:
 
 
 def inject_attention_maps(
-    query: Tensor, key: Tensor, value: Tensor, edits: Tensor, sources: Tensor, mask: Tensor | None = None
+    query: Tensor, key: Tensor, value: Tensor, edits: Tensor, *, sources: Tensor, mask: Tensor | None = None
 ) -> Tensor:
     """Return the output ``[B,H,P,D]`` of attention in which the rows ``edits`` use the attention maps of ``sources``.
 
@@ -56,8 +56,8 @@ def inject_cross_attention(
     key: Tensor,
     value: Tensor,
     edits: Tensor,
-    sources: Tensor,
     *,
+    sources: Tensor,
     transfer: Tensor,
     inherited: Tensor,
     weights: Tensor,
@@ -84,7 +84,7 @@ def inject_cross_attention(
     edit_values = value[edits] * weights[:, None, :, None]  # [E,H,T,D]
     source_share = inherited[:, None, :, None]
     transferred = value.index_copy(0, edits, transfer[:, None] @ (source_share * edit_values))
-    result = inject_attention_maps(query, key, transferred, edits, sources, mask)
+    result = inject_attention_maps(query, key, transferred, edits, sources=sources, mask=mask)
     edit_mask = mask if mask is None else mask[edits]
     rest = attention(query[edits], key[edits], (1 - source_share) * edit_values, edit_mask)
     return result.index_add(0, edits, rest)

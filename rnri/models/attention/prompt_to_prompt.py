@@ -288,7 +288,7 @@ class PromptToPromptProcessor:
         edits, sources = self.state.rows(len(query), query.device)
         start, end = (int(fraction * self.state.steps) for fraction in self.self_attention)
         if start <= self.state.step < end:
-            return inject_attention_maps(query, key, value, edits, sources, mask)
+            return inject_attention_maps(query, key, value, edits, sources=sources, mask=mask)
         return attention(query, key, value, mask)
 
     def _cross_attention(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
@@ -300,7 +300,7 @@ class PromptToPromptProcessor:
         tables = self.tables.at_step(self.state.step, self.state.steps, value)
         if not tables:
             return attention(query, key, value, mask)
-        return inject_cross_attention(query, key, value, edits, sources, mask=mask, **tables)
+        return inject_cross_attention(query, key, value, edits, sources=sources, mask=mask, **tables)
 
 
 class PromptToPromptEditor(AttentionEditor):
@@ -332,7 +332,8 @@ class PromptToPromptEditor(AttentionEditor):
         def blend(latents: Tensor) -> Tensor:
             if state.step <= int(config.blend_from * state.steps):  # state.step is the number of finished steps
                 return latents
-            return blend_latents(latents, maps, config.blend_threshold, *state.rows(len(latents), latents.device))
+            edits, sources = state.rows(len(latents), latents.device)
+            return blend_latents(latents, maps, config.blend_threshold, edits, sources=sources)
 
         return AttentionControl(PromptToPromptProcessor(state, tables, config.self_attention, maps), blend)
 

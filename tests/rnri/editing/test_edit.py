@@ -435,7 +435,7 @@ def blended(*attention: list[list[float]]) -> Tensor:
     maps = WordMaps(torch.ones(3, len(attention), 5), (1, 6))
     maps.add(torch.tensor([[rows[0], [0.0] * 6, rows[1]] for rows in attention]).transpose(0, 1))
     z = torch.arange(3.0)[:, None, None, None].expand(3, 1, 1, 6).contiguous()
-    result = blend_latents(z, maps, 0.3, torch.tensor([2]), torch.tensor([0]))
+    result = blend_latents(z, maps, 0.3, torch.tensor([2]), sources=torch.tensor([0]))
     assert torch.equal(result[:2], z[:2])
     return result[2, 0, 0].tolist()
 
@@ -457,7 +457,7 @@ def test_subtracted_words_are_removed_without_dilation():
 def test_latents_are_blended_after_the_authors_number_of_steps(pipe, blend_from, first, monkeypatch):
     """4 steps: int(.2 * 4) = 0, int(.5 * 4) = 2 and int(.8 * 4) = 3 steps are not blended."""
     blended_steps = []
-    monkeypatch.setattr(prompt_to_prompt, "blend_latents", lambda latents, *_: blended_steps.append(state.step))
+    monkeypatch.setattr(prompt_to_prompt, "blend_latents", lambda latents, *_, **__: blended_steps.append(state.step))
     state = EditState([0, 0], lambda: STEPS)
     config = PromptToPrompt(blend=["cat"], blend_from=blend_from)
     control = PromptToPromptEditor(pipe, 2).control(config, state, ["a cat", "a dog"], (IMAGE_SIZE, IMAGE_SIZE))

@@ -65,8 +65,8 @@ def test_callback_gets_the_returned_trajectory():
     torch.testing.assert_close(repeated.seed, inversion.seed)
     torch.testing.assert_close(repeated.residuals, inversion.residuals)
     latents = [z for _, z in path]
-    measured = with_measured_residuals(inversion, latents, predictor, steps, 1e-4)
-    expected = with_measured_residuals(repeated, latents, predictor, steps, 1e-4)
+    measured = with_measured_residuals(inversion, latents, predictor, steps, tolerance=1e-4)
+    expected = with_measured_residuals(repeated, latents, predictor, steps, tolerance=1e-4)
     torch.testing.assert_close(measured.residuals, expected.residuals)
     assert (inversion.nfe == 4 * 2).all()  # four inversions and four samplings with one evaluation per step
 

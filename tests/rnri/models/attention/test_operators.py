@@ -59,7 +59,7 @@ def expected(qkv, transfer, inherited, weights) -> Tensor:
     ids=["replace", "refine", "schedule", "reweight", "reweight without source", "all"],
 )  # fmt: skip
 def test_cross_attention_equals_reference(qkv, changes):
-    actual = inject_cross_attention(*qkv, EDITS, SOURCES, **tables(**changes))
+    actual = inject_cross_attention(*qkv, EDITS, sources=SOURCES, **tables(**changes))
     torch.testing.assert_close(actual, expected(qkv, **tables(**changes)), rtol=1e-12, atol=1e-13)
 
 
@@ -67,7 +67,7 @@ def test_self_attention_equals_reference(qkv):
     query, key, value = (tokens[:, :, :TOKENS] for tokens in qkv)
     maps = attention_map(query, key)
     maps[EDITS] = maps[SOURCES]
-    actual = inject_attention_maps(query, key, value, EDITS, SOURCES)
+    actual = inject_attention_maps(query, key, value, EDITS, sources=SOURCES)
     torch.testing.assert_close(actual, maps @ value, rtol=1e-12, atol=1e-13)
 
 
@@ -79,7 +79,7 @@ def test_mask_is_that_of_the_map(qkv):
     half = tables(inherited=torch.full((3, TOKENS), 0.5, dtype=torch.float64))
     result = maps.clone()
     result[EDITS] = (maps[SOURCES] + maps[EDITS]) / 2
-    actual = inject_cross_attention(*qkv, EDITS, SOURCES, mask=mask, **half)
+    actual = inject_cross_attention(*qkv, EDITS, sources=SOURCES, mask=mask, **half)
     torch.testing.assert_close(actual, result @ value, rtol=1e-12, atol=1e-13)
 
 
@@ -93,5 +93,5 @@ def test_other_rows_are_bit_identical(qkv):
     others = torch.tensor([0, 3])
     expected_rows = attention(*qkv)[others]
     changes = tables(random_table(3, TOKENS, TOKENS), random_table(3, TOKENS), random_table(3, TOKENS))
-    assert torch.equal(inject_cross_attention(*qkv, EDITS, SOURCES, **changes)[others], expected_rows)
-    assert torch.equal(inject_attention_maps(*qkv, EDITS, SOURCES)[others], expected_rows)
+    assert torch.equal(inject_cross_attention(*qkv, EDITS, sources=SOURCES, **changes)[others], expected_rows)
+    assert torch.equal(inject_attention_maps(*qkv, EDITS, sources=SOURCES)[others], expected_rows)
