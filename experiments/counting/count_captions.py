@@ -57,7 +57,7 @@ class CachedCounts:
         self._query = digest(asdict(query) | {"rules": CACHE_VERSION})
 
     def read(self, shard: Shard) -> ShardCounts | None:
-        """Return the cached counts of ``shard``, or None if the cache file is missing or damaged."""
+        """Return the cached counts of the Parquet file ``shard``, or None if the cache file is missing or damaged."""
         try:
             record = json.loads(self._path(shard).read_text(encoding="utf-8"))
             return ShardCounts(**record["counts"] | {"counts": tuple(record["counts"]["counts"])})
@@ -84,7 +84,9 @@ def count_shards(
     cache: CachedCounts,
     engine: Callable[[], AbstractContextManager[Workers]],
 ) -> dict[Shard, ShardCounts]:
-    """Return the counts of all shards. Counts that are not in ``cache`` are computed and added to ``cache``.
+    """Return the counts of all shards (Parquet files of captions).
+
+    Counts that are not in ``cache`` are computed and added to ``cache``.
 
     Args:
         shards: Parquet files of captions.
@@ -121,7 +123,7 @@ def _merge(
     *,
     bar: tqdm,
 ) -> None:
-    """Adds the counts of finished shards to ``done`` and ``cache``, and the errors of failed shards to ``errors``."""
+    """Adds the counts of finished files to ``done`` and ``cache``, and the errors of failed files to ``errors``."""
     for future in as_completed(futures):
         shard = futures[future]
         try:
@@ -139,7 +141,7 @@ def _merge(
 
 
 def deduplicate(counts: Mapping[Shard, ShardCounts]) -> tuple[dict[Shard, ShardCounts], dict[Shard, Shard]]:
-    """Separate duplicate shards, whose captions are identical to those of another shard, from all other shards.
+    """Separate duplicate shards (Parquet files), which have the same captions as another shard, from all other shards.
 
     Returns:
         The counts of the shards without duplicates, sorted by URL, and a dict that maps each duplicate shard to the

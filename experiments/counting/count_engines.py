@@ -1,4 +1,4 @@
-"""Executors that count shards in parallel: local processes or a Dask cluster.
+"""Executors that count the captions of several Parquet files (shards) in parallel: local processes or a Dask cluster.
 
 The context managers ``processes`` and ``dask`` yield an ``Executor`` and a function ``share``. An argument of many
 calls is first passed to ``share``, so that Dask sends the argument to each worker only once.

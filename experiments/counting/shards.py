@@ -95,7 +95,7 @@ def list_shards(urls: Iterable[str], storage: Mapping[str, Any] | None = None) -
 
 
 def _expand(url: str, storage: dict[str, Any], parents: frozenset[str] = frozenset()) -> Iterator[Shard]:
-    """Yield the shards for one of the ``urls`` of :func:`list_shards`.
+    """Yield the shards (Parquet files) for one of the ``urls`` of :func:`list_shards`.
 
     ``parents`` are the folders whose symbolic links led to ``url``; a link to a parent is not followed.
     """
@@ -217,7 +217,7 @@ def _counter(forms: Patterns, concepts: int) -> BatchCounter:
 
 
 def count_shard(shard: Shard, column: str, forms: Patterns, concepts: int) -> ShardCounts:
-    """Return the counts of one shard, computed on one CPU core.
+    """Return the counts of one shard (Parquet file of captions), computed on one CPU core.
 
     Args:
         shard: Parquet file of captions.

@@ -132,8 +132,8 @@ class EmojiConcepts:
         prompt: prompt template with the fields ``{phrase}`` (name of the concept with its article) and, optionally,
             ``{background}``.
         background: name of the background color of all images, a key of ``experiments.data.backgrounds.BACKGROUNDS``.
-        head, tail: a concept that more than ``head`` captions mention is in bucket ``head``. A concept that fewer than
-            ``tail`` captions mention is in bucket ``tail``.
+        head, tail: a concept that more than ``head`` captions mention is in the frequency bucket ``head``. A concept
+            that fewer than ``tail`` captions mention is in the bucket ``tail``.
         bucket_by: ``threshold`` assigns concepts to buckets by the thresholds ``head`` and ``tail``. ``rank`` sorts the
             concepts by frequency and assigns them to buckets by the numbers ``ranks``.
         ranks: numbers of head, medium and tail concepts. The sum of ``ranks`` must be the number of concepts.
@@ -251,7 +251,7 @@ def limit_references(concepts: Sequence[Concept], count: int | None) -> list[Con
 def select_concepts(
     concepts: Sequence[Concept], selection: int | str | Sequence[str | int], buckets: Sequence[str], seed: int
 ) -> list[Concept]:
-    """Select the concepts of an experiment, and print the number of selected concepts per bucket.
+    """Select the concepts of an experiment, and print the number of selected concepts per frequency bucket.
 
     Args:
         concepts: all concepts of the data source.

@@ -83,7 +83,7 @@ def _rows_by_identity(run: Run, identity: Sequence[str]) -> RunRows:
 
 
 def _label(row: Mapping[str, Any], identity: Sequence[str]) -> str:
-    """Return the values of the identity columns of ``row``, separated by commas, such as ``ddim, steps 50``."""
+    """Return the values of the columns ``identity`` of ``row``, separated by commas, such as ``ddim, steps 50``."""
     values = [(name, row.get(name)) for name in identity]
     return ", ".join(
         str(value) if isinstance(value, str) else f"{name} {value:g}"

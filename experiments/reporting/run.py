@@ -61,7 +61,9 @@ class Run:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         if not (self.folder / "config.yaml").is_file():
-            raise FileNotFoundError(f"{self.folder} has no config.yaml: give the run_dir of a run.")
+            raise FileNotFoundError(
+                f"{self.folder} is not the folder of a run, config.yaml is missing: give the run_dir of a run."
+            )
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -167,7 +169,7 @@ class Run:
 
 
 def _newest_folder(arm: Path) -> list[Path]:
-    """Return the files in the latest subfolder of ``arm``, sorted by name. Each subfolder belongs to one config."""
+    """Return the files in the latest subfolder of ``arm``, sorted by name; ``arm`` has one subfolder per config."""
     folders = [folder for folder in arm.iterdir() if any(folder.glob("[!.]*.safetensors"))]
     if not folders:
         return []

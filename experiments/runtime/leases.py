@@ -36,7 +36,7 @@ REMEDY = "free some space or choose another run_dir, and run the same command ag
 
 @dataclass(frozen=True)
 class Owner:
-    """A process that holds leases.
+    """A process that holds leases (temporary exclusive rights to compute results).
 
     Attributes:
         id: unique id of the :class:`LeaseManager` of the process.
@@ -116,7 +116,7 @@ class LeaseManager:
         self._device: int | None = None
 
     def acquire(self, name: str, note: Mapping[str, Any] | None = None) -> bool:
-        """Acquire the lease ``name``, unless another live process holds the lease.
+        """Acquire the lease (exclusive right) ``name``, unless another live process holds the lease.
 
         Args:
             name: name of the lease.
@@ -167,7 +167,7 @@ class LeaseManager:
         return now - last < self.lease_timeout
 
     def close(self) -> None:
-        """Stop the heartbeat, which releases all leases of this process."""
+        """Release all leases (exclusive rights) of this process by stopping its heartbeat."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
@@ -176,7 +176,7 @@ class LeaseManager:
                 (self._heartbeats / self.me.id).unlink(missing_ok=True)
 
     def finish(self) -> None:
-        """Release the leases of this process, and delete the folder of the leases if no other process uses it."""
+        """Release the leases of this process, and delete the folder of leases if no other process uses the folder."""
         try:
             others = self._others_alive()
         except OSError:  # not raised, because it could hide the error that ended the run

@@ -59,7 +59,7 @@ class ResumableRun:
 
     @property
     def leases(self) -> Path:
-        """Folder of the leases (files by which processes agree on who computes what) of all runs in ``run_dir``."""
+        """Folder of the leases (exclusive rights of processes to compute a unit of work) of all runs in ``run_dir``."""
         return Path(self.run_dir) / "leases"
 
     def writes_report(self, trainer: Trainer) -> bool:
@@ -130,7 +130,7 @@ class UnitDataModule(LightningDataModule):
         return "units"
 
     def cost(self, unit: Any) -> float:
-        """Return the planned number of network evaluations of the unit of work ``unit``, its weight in the progress."""
+        """Return the planned number of network evaluations of ``unit``, its weight in the display of the progress."""
         return 1.0
 
     def add_to_progress(self) -> None:
@@ -180,7 +180,7 @@ class UnitDataModule(LightningDataModule):
         return self._batches
 
     def release(self) -> None:
-        """Release all leases of this process, for example after an error in the prediction loop."""
+        """Release all leases (exclusive rights) of this process, for example after an error in the prediction loop."""
         if self._batches is not None:
             self._batches.close()
             self._batches = None
@@ -261,7 +261,7 @@ class CachedUnitDataModule(UnitDataModule):
         units: all units of work of the stage, including finished units.
         stores: the folders of the results, by name.
         progress: progress of the run, to which the units of work are added.
-        leases: folder of the leases, by which processes agree on who computes what.
+        leases: folder of the leases (exclusive rights), by which the processes divide the units of work.
         running_means: object that logs the means of metrics whenever a unit of work is finished; None: no metrics are
             logged before the report.
     """
