@@ -34,8 +34,8 @@ class FolderConcepts:
         size: image size in pixels, one number for square images or ``(H, W)``. If ``size`` is None, the image size of
             the model is used.
         head, tail: a concept that more than ``head`` captions mention is in the frequency bucket ``head``. A concept
-            that fewer than ``tail`` captions mention is in the bucket ``tail``. The RNRI paper uses 1,000,000 (``head``)
-            and 10,000 (``tail``) captions of LAION-2B.
+            that fewer than ``tail`` captions mention is in the bucket ``tail``. The RNRI paper uses 1,000,000
+            (``head``) and 10,000 (``tail``) captions of LAION-2B.
         bucket_by: ``threshold`` assigns concepts to buckets by the thresholds ``head`` and ``tail``. ``rank`` sorts the
             concepts by frequency and assigns them to buckets by the numbers ``ranks``.
         ranks: numbers of head, medium and tail concepts. The sum of ``ranks`` must be the number of concepts in
