@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from experiments.data.concepts import EmojiConcepts
+from experiments.editing import make_benchmark
 from experiments.evaluation.classifier import load_classifier
 from experiments.planning.cost import Cost, StagePlan, inversion_cost
 from experiments.planning.plan import format_time_estimate, print_plan, seconds_per_image, table
@@ -25,7 +26,7 @@ EXPERIMENTS = sorted(path.stem for path in Path("configs/experiment").glob("*.ya
 
 @pytest.fixture(scope="module")
 def loaded_once():
-    """Load the embedded networks and concepts, which most experiments use, only once."""
+    """Load the embedded networks and concepts, which most experiments use, only once; write a small benchmark."""
     cached: dict[str, object] = {}
 
     def once(make):
@@ -42,6 +43,7 @@ def loaded_once():
             patch.setattr(owner, "from_pretrained", staticmethod(once(owner.from_pretrained)))
         patch.setattr("experiments.base.load_classifier", once(load_classifier))
         patch.setattr(EmojiConcepts, "concepts", once(EmojiConcepts.concepts))
+        patch.setattr(make_benchmark, "COUNTS", dict.fromkeys(make_benchmark.COUNTS, 5))
         yield
 
 
