@@ -21,7 +21,7 @@ from tools.inspect_wandb import records, summarize
 
 pytestmark = pytest.mark.slow
 
-SMALL = ["data.concepts=1", "task.steps=4", "task.samples=2", "select.iterations=1", "trainer.accelerator=cpu"]
+SMALL = ["data.concepts=1", "task.steps=2", "task.samples=2", "select.iterations=1", "trainer.accelerator=cpu"]
 ARMS = ("plain", "seedselect_ddim", "seedselect_rnri", "seedselect_ours", "between_ours")
 
 

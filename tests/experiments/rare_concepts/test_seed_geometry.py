@@ -12,7 +12,7 @@ from tests.experiments import tiny_configs as small
 
 pytestmark = pytest.mark.slow
 
-SMALL = ["data.concepts=[camel,padlock]", "task.steps=3", "trainer.accelerator=cpu",
+SMALL = ["data.concepts=[camel,padlock]", "task.steps=2", "trainer.accelerator=cpu",
          "~task.inversions.aidi", "~task.inversions.rnri"]  # fmt: skip
 OPERATIONS = {
     "interpolation": {"lerp", "normalized_lerp", "slerp", "cog", "nao"},
