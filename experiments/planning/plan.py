@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -82,7 +83,8 @@ def training_size(task: Any) -> str:
 def weight_bytes(networks: Any) -> float:
     """Return the total size of the weights of all networks, in bytes."""
     clip = None if networks.clip is None else networks.clip.model
-    modules = [*networks.model.pipeline.components.values(), clip, networks.classifier]
+    classifiers = [networks.classifier, getattr(networks, "second_classifier", None)]
+    modules = [*networks.model.pipeline.components.values(), clip, *classifiers]
     return sum(_bytes(module) for module in modules if isinstance(module, nn.Module))
 
 
@@ -105,7 +107,8 @@ def format_time_estimate(
         peak_bytes = torch.cuda.max_memory_allocated(device)
         peak = f"{peak_bytes / BYTES_PER_GB:.2f} GB on {torch.cuda.get_device_name(device)}"
     else:
-        peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        unit = 1 if sys.platform == "darwin" else 1024  # macOS reports bytes, Linux reports kibibytes
+        peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
         peak = f"{peak_bytes / BYTES_PER_GB:.2f} GB of this process"
     measured = ", ".join(f"{name.replace('_', ' ')} {time * 1e3:.3g} ms" for name, time in times.items())
     durations = "; ".join(

@@ -13,7 +13,8 @@ from annotated_types import MinLen
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from lightning.pytorch import LightningModule, Trainer
 from pydantic import NonNegativeFloat, PositiveInt
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
@@ -36,6 +37,7 @@ from experiments.pretrain.training import (
     save_fp16,
     save_grid,
 )
+from rnri.models.fingerprint import fingerprint
 from rnri.validation import NonEmptyStr, RandomSeed, UnitInterval, dataclass
 
 MAX_TOKENS = 24  # maximum number of tokens of a caption, including start and end token
@@ -115,7 +117,8 @@ class CaptionedLatents(Dataset):
         corpus: folder of the emoji corpus.
         vae: VAE that encodes the images to latents.
         tokenizer: tokenizer of the model to train.
-        cache: file in which the latents are stored. If the file exists, the latents are read from the file.
+        cache: file in which the latents are stored. If the file contains the latents of the same images and the same
+            VAE, the latents are read from the file.
         max_images: number of images, drawn at random, that are used with all their captions; None: all images are used.
     """
 
@@ -143,15 +146,18 @@ class CaptionedLatents(Dataset):
         *,
         batch_size: int = 64,
     ) -> Tensor:
+        key = fingerprint({"vae": vae}, {"images": pairs})
         if cache.is_file():
-            return load_file(cache)["latents"]
+            with safe_open(cache, "pt") as file:
+                if (file.metadata() or {}).get("key") == key:
+                    return file.get_tensor("latents")
         latents = []
         for start in tqdm(range(0, len(pairs), batch_size), desc="encoding images"):
             batch = [drawings.render(i, Augmentation.from_seed(s)) for i, s in pairs[start : start + batch_size]]
             images = torch.stack([torch.from_numpy(image) for image in batch]).float() / 127.5 - 1
             latents.append((vae.encode(images).latent_dist.mean * vae.config.scaling_factor).contiguous())
         cache.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"latents": torch.cat(latents)}, cache)
+        save_file({"latents": torch.cat(latents)}, cache, metadata={"key": key})
         return torch.cat(latents)
 
     def __len__(self) -> int:

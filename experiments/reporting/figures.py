@@ -252,8 +252,9 @@ def accuracy_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     width = 0.8 / len(styles)
     for m, (method, style) in enumerate(styles.items()):
         row_of = {row["bucket"]: row for row in rows if row["method"] == method}
-        positions = [b + (m - (len(styles) - 1) / 2) * width for b in range(len(buckets))]
-        bars = [row_of[bucket] for bucket in buckets]
+        present = [b for b, bucket in enumerate(buckets) if bucket in row_of]  # a method may lack a group of concepts
+        positions = [b + (m - (len(styles) - 1) / 2) * width for b in present]
+        bars = [row_of[buckets[b]] for b in present]
         heights = [100 * row["accuracy"] for row in bars]
         errors = error_bars(bars, "accuracy", 100)
         axis.bar(positions, heights, width * 0.92, yerr=errors, label=method, color=style["color"])

@@ -233,7 +233,8 @@ class RunProgress:
 
     def _print(self, stage: str) -> None:
         self._last_time = time.monotonic()
-        percent = int(100 * self._sum("done_cost") / self._sum("cost"))
+        done, total = ("done_cost", "cost") if self._sum("cost") else ("done", "total")
+        percent = int(100 * self._sum(done) / self._sum(total))
         if self._sum("done") == self._sum("total"):
             percent = 100
         parts = [f"{datetime.now():%Y-%m-%d %H:%M:%S} {percent} % {self._counts()}", stage, self._remaining()]

@@ -6,7 +6,6 @@ settings is active in the folder, a new run is rejected.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,11 +65,14 @@ def _take_over(leases: LeaseManager, results: Path) -> Callable[[], bool]:
 
     This run has to write the report if the run that it joined has died before it wrote the file ``results``.
     """
-    start_time = time.time()
+    time_before = _modification_time(results)
 
     def is_reporter() -> bool:
-        if not leases.acquire("run"):
-            return False
-        return not results.is_file() or results.stat().st_mtime < start_time
+        return leases.acquire("run") and _modification_time(results) == time_before
 
     return is_reporter
+
+
+def _modification_time(file: Path) -> int | None:
+    """Return the modification time of ``file`` in nanoseconds, by the clock of the file server; None without file."""
+    return file.stat().st_mtime_ns if file.is_file() else None

@@ -12,7 +12,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN
 
 from experiments.data.augmentations import jitter
 from experiments.evaluation.classifier import load_classifier
-from experiments.pretrain.denoiser import build_tokenizer
+from experiments.pretrain.denoiser import CaptionedLatents, build_tokenizer
 from experiments.pretrain.training import fastest_precision
 from seedselect import ClipFeatures
 from tests.experiments.pretrain.configured import prepare, pretrain
@@ -130,3 +130,21 @@ def test_bfloat16_is_used_only_with_native_support(monkeypatch, capabilities, pr
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
     assert fastest_precision() == precision
+
+
+def test_latents_in_the_cache_are_used_only_with_the_same_vae_and_images(corpus, tmp_path):
+    pipeline = StableDiffusionPipeline.from_pretrained("assets/models/emoji")
+    vae = pipeline.vae.eval()
+
+    def latents(**options: int) -> torch.Tensor:
+        cache = tmp_path / "latents.safetensors"
+        return CaptionedLatents(str(corpus), vae, pipeline.tokenizer, cache=cache, **options).latents
+
+    first = latents(max_images=4)
+    changed = tmp_path.joinpath("latents.safetensors").stat().st_mtime_ns
+    assert torch.equal(latents(max_images=4), first)
+    assert tmp_path.joinpath("latents.safetensors").stat().st_mtime_ns == changed
+    assert len(latents(max_images=3)) == 3
+    with torch.no_grad():
+        vae.quant_conv.bias += 1
+    assert not torch.equal(latents(max_images=4), first)

@@ -81,4 +81,8 @@ def test_rejects_a_second_run_with_other_settings(data, tmp_path, monkeypatch):
     assert trainer.loggers == [] and not task.is_reporter()
     first.close()  # as if the first run had died before its report
     assert task.is_reporter()
+    results = tmp_path / "run" / "results.json"
+    results.write_text("{}")
+    os.utime(results, (0, 0))  # the clock of the file server is behind
+    assert not task.is_reporter()
     second.finish()

@@ -105,3 +105,10 @@ def test_logarithmic_axis_of_less_than_a_decade_has_labels(tmp_path):
     axis.set_yscale("log")
     figures.save_figure(figure, tmp_path / "a.png")
     assert "0.005" in [label.get_text() for label in axis.get_yticklabels()]
+
+
+def test_accuracy_figure_omits_groups_without_a_row():
+    rows = [{**accuracy_row("a"), "bucket": "head"}, {**accuracy_row("a"), "bucket": "tail"}, {**accuracy_row("b"), "bucket": "tail"}]
+    figure = figures.accuracy_figure(rows)
+    assert [round(patch.get_x() + patch.get_width() / 2) for patch in figure.axes[0].patches] == [0, 1, 1]
+    plt.close(figure)

@@ -120,6 +120,18 @@ def run_of_two_arms() -> RunProgress:
     return bar
 
 
+def test_run_without_network_evaluations_counts_units(monkeypatch, clock):
+    stream = log(monkeypatch)
+    bar = RunProgress()
+    for done in (True, False, False, False):
+        bar.add("vae bound", "batch", 0, done=done)
+    bar.start(visible=True)
+    bar.begin("vae bound")
+    clock.now += 30
+    bar.finish("vae bound", [0.0])
+    assert " 50 % of 4 units, vae bound 2/4 batches\n" in stream.getvalue()
+
+
 def test_run_has_one_line_per_batch_with_one_remaining_time(monkeypatch, clock):
     stream = log(monkeypatch)
     bar = run_of_two_arms()
