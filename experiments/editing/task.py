@@ -213,7 +213,8 @@ class EditingExperiment(ResumableRun):
         size = self.models[0].model.image_size
         module = EditingModule(self.networks, units, size=size, min_psnr=self.min_psnr)
         running_means = RunningMeans(partial(self._sample_rows, units), IDENTITY, EDITING.live)
-        run_stages(trainer, (module, EditJobDataModule(self.jobs, units, RunProgress(), self.leases, running_means)))
+        work = EditJobDataModule(self.jobs, units, RunProgress(), self.leases, running_means=running_means)
+        run_stages(trainer, (module, work))
         if not self.writes_report(trainer):
             return 0.0
         finished = [(job, *units[job.folder_key].read(job.key)) for job in self.jobs]

@@ -165,7 +165,8 @@ class InversionExperiment(ResumableRun):
         self._announce(units, trainer.world_size)
         module = InversionModule(self.networks, units, self.seed, lpips=self.lpips)
         running_means = RunningMeans(partial(_unit_rows, units), IDENTITY, INVERSION.live)
-        run_stages(trainer, (module, InversionJobData(self.jobs, units, RunProgress(), self.leases, running_means)))
+        work = InversionJobData(self.jobs, units, RunProgress(), self.leases, running_means=running_means)
+        run_stages(trainer, (module, work))
         if not self.writes_report(trainer):
             return 0.0
         rows = write_report(

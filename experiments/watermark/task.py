@@ -208,7 +208,8 @@ class WatermarkExperiment(ResumableRun):
             batch_size=self.batch_size,
         )
         running_means = RunningMeans(partial(_unit_rows, units), IDENTITY, RUNNING)
-        run_stages(trainer, (module, WatermarkJobData(all_jobs, units, RunProgress(), self.leases, running_means)))
+        work = WatermarkJobData(all_jobs, units, RunProgress(), self.leases, running_means=running_means)
+        run_stages(trainer, (module, work))
         if not self.writes_report(trainer):
             return 0.0
         rows = write_report(
