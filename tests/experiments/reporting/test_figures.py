@@ -108,7 +108,11 @@ def test_logarithmic_axis_of_less_than_a_decade_has_labels(tmp_path):
 
 
 def test_accuracy_figure_omits_groups_without_a_row():
-    rows = [{**accuracy_row("a"), "bucket": "head"}, {**accuracy_row("a"), "bucket": "tail"}, {**accuracy_row("b"), "bucket": "tail"}]
+    rows = [
+        {**accuracy_row("a"), "bucket": "head"},
+        {**accuracy_row("a"), "bucket": "tail"},
+        {**accuracy_row("b"), "bucket": "tail"},
+    ]
     figure = figures.accuracy_figure(rows)
     assert [round(patch.get_x() + patch.get_width() / 2) for patch in figure.axes[0].patches] == [0, 1, 1]
     plt.close(figure)
