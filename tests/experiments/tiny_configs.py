@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,13 @@ def tiny(device: object = "cpu", *, kind: type[LatentDiffusion] = LatentDiffusio
     return kind(tiny_stable_diffusion().to(device))
 
 
-clip = partial(ClipFeatures.from_pretrained, "assets/models/clip", dtype=torch.float32, local_files_only=True)
+_load_clip = partial(ClipFeatures.from_pretrained, "assets/models/clip", dtype=torch.float32, local_files_only=True)
+_clip_on_cpu = cache(partial(_load_clip, device="cpu"))
+
+
+def clip(device: str | torch.device) -> ClipFeatures:
+    """Return the embedded CLIP model; its weights are frozen, so that the runs of a process share it on the CPU."""
+    return _clip_on_cpu() if torch.device(device).type == "cpu" else _load_clip(device=device)
 
 
 def trainer(**options: object) -> Trainer:
@@ -72,8 +78,8 @@ def tiny_classifier(folder: Path, labels: Sequence[str] = tuple(COLORS), seed: i
     if not (folder / "config.json").is_file():
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            network = timm.create_model("resnet10t", num_classes=len(labels))
-        Classifier(network, labels, Preprocessing(16, (0.5,) * 3, (0.5,) * 3)).save(folder, "resnet10t")
+            network = timm.create_model("test_resnet", num_classes=len(labels))
+        Classifier(network, labels, Preprocessing(16, (0.5,) * 3, (0.5,) * 3)).save(folder, "test_resnet")
     return str(folder)
 
 

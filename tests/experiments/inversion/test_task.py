@@ -231,7 +231,7 @@ def test_st_lpips_is_reported_with_its_rank_correlation(tmp_path):
     assert results["settings"]["perceptual"]["images"] == 9
     assert "st_lpips" in (tmp_path / "run" / "table.csv").read_text().splitlines()[0]
     assert "Rank correlation" in table.read_text()
-    assert "features of resnet10t" in table.read_text()
+    assert "features of test_resnet" in table.read_text()
     run_to_end(experiment(tmp_path, **changes))
     assert "st_lpips" not in rows(tmp_path / "run")[0]
     assert "Rank" not in table.read_text()
