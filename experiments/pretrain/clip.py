@@ -196,7 +196,7 @@ class PretrainClip(TrainingTask):
         return clip(torch.zeros(1, 3, 64, 64)) @ clip.text(["a drawing"]).T
 
     def run(self, trainer: Trainer) -> None:
-        captions = list(read_table(f"{self.corpus}/captions.parquet")["caption"])
+        captions = read_table(f"{self.corpus}/captions.parquet")["caption"][:]
         tokenizer = build_tokenizer(captions)
         drawings = EmojiImages(self.corpus, ["corpus", "fid"])
         phrases = {row["concept_id"]: row["phrase"] for row in drawings.rows}

@@ -126,13 +126,13 @@ class CaptionedLatents(Dataset):
         self, corpus: str, vae: AutoencoderKL, tokenizer: CLIPTokenizer, *, cache: Path, max_images: int | None = None
     ) -> None:
         table = read_table(Path(corpus) / "captions.parquet")
-        shown = list(zip(table["image_id"], table["augmentation_seed"], strict=True))
+        shown = list(zip(table["image_id"][:], table["augmentation_seed"][:], strict=True))
         distinct = sorted(set(shown))
         if max_images is not None:
             distinct = sorted(random.Random(0).sample(distinct, min(max_images, len(distinct))))
         row_of = {pair: row for row, pair in enumerate(distinct)}
         self.rows = torch.tensor([row_of[pair] for pair in shown if pair in row_of])
-        self.texts = [text for text, pair in zip(table["caption"], shown, strict=True) if pair in row_of]
+        self.texts = [text for text, pair in zip(table["caption"][:], shown, strict=True) if pair in row_of]
         self.tokens = tokenizer(self.texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
         self.latents = self._latents(EmojiImages(corpus, ["corpus"]), distinct, vae, cache)
 
@@ -297,7 +297,7 @@ class PretrainDenoiser(TrainingTask):
             text_width=self.text_width,
             text_layers=self.text_layers,
         )
-        tokenizer = build_tokenizer(list(read_table(Path(self.corpus) / "captions.parquet")["caption"]))
+        tokenizer = build_tokenizer(read_table(Path(self.corpus) / "captions.parquet")["caption"][:])
         return StableDiffusionPipeline(
             vae=vae,
             text_encoder=build_text_encoder(tokenizer, self.text_width, self.text_layers),
