@@ -77,8 +77,10 @@ class BestOf:
         ``preview`` is rounded to a fraction of ``steps``. A sampler with one step has no preview.
         """
         refine = self.refine.with_steps(steps) if self.refine else None
-        preview = self.preview and steps > 1 and _preview_steps(self.preview, steps) / steps
-        return BestOf(self.loss.with_steps(steps), self.candidates, refine, preview or None)
+        preview = None
+        if self.preview is not None and steps > 1:
+            preview = _preview_steps(self.preview, steps) / steps
+        return BestOf(self.loss.with_steps(steps), self.candidates, refine, preview)
 
     def __call__(
         self,
@@ -93,8 +95,10 @@ class BestOf:
         ``on_iteration(k, loss [B])`` is called for k = 0 to N - 1 with the losses of the k-th seed of every sample.
         """
         candidates = seeds.detach().unflatten(0, (-1, self.candidates))
-        select = self._select if self.preview is None else self._select_by_previews
-        best = select(candidates, problem, on_iteration)
+        if self.preview is None:
+            best = self._select(candidates, problem, on_iteration)
+        else:
+            best = self._select_by_previews(self.preview, candidates, problem, on_iteration)
         if self.refine is None:
             return best
         return best.merge(self.refine(best.seed, problem, on_iteration=on_iteration, noise=noise))
@@ -108,18 +112,22 @@ class BestOf:
         return tracker.selection().ungroup()
 
     @torch.no_grad()
-    def _select_by_previews(self, candidates: Tensor, problem: Problem, on_iteration: OnIteration) -> Selection:
+    def _select_by_previews(
+        self, preview: float, candidates: Tensor, problem: Problem, on_iteration: OnIteration
+    ) -> Selection:
         """Return the seed with the best preview of each sample from ``candidates [B,N,C,h,w]``.
 
         The losses in ``Selection.trace`` belong to the previews, and ``Selection.loss`` belongs to the final image.
 
         Raises:
-            ValueError: ``problem.preview`` is None.
+            ValueError: ``problem.preview`` is None, or the sampler has only one step.
         """
         sampler = problem.preview
         if sampler is None:
             raise ValueError("BestOf with a preview needs Problem(preview=...): pass the sampler in two parts.")
-        steps = _preview_steps(self.preview or 0.0, sampler.steps)
+        if sampler.steps < 2:
+            raise ValueError("a sampler with one step has no preview: set BestOf(preview=None), or use more steps.")
+        steps = _preview_steps(preview, sampler.steps)
         rows = torch.arange(len(candidates), device=candidates.device)
         latent, clean = sampler.start(candidates[:, 0], rows, steps)
         tracker = BestSeedTracker(self.loss.grouped(candidates[:, 0].to(latent.dtype)), self.candidates - 1)
