@@ -55,8 +55,13 @@ class BestOf:
 
     @property
     def step_weights(self) -> tuple[float, ...]:
-        """Weights of the last latents of sampling in the semantic loss; the last weight is for the clean latent."""
-        return tuple(self.loss.step_weights)
+        """Weights of the last latents of sampling in the semantic loss; the last weight is for the clean latent.
+
+        If ``refine`` has more step weights than ``loss``, these are the weights of ``refine``, because the sampler has
+        to return the latents that both need.
+        """
+        weights = [self.loss.step_weights, *([self.refine.step_weights] if self.refine else [])]
+        return tuple(max(weights, key=len))
 
     @property
     def previews(self) -> int:

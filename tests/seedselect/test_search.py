@@ -135,6 +135,12 @@ def test_refine_continues_from_the_best_candidate_and_adds_its_cost():
     assert method.call_counts == (2 + 4, 3) and (result.forwards == 6).all() and (result.backwards == 3).all()
 
 
+def test_sampler_returns_the_latents_that_loss_and_refinement_need():
+    one, three = SeedSelect(step_weights=(1.0,)), SeedSelect(step_weights=(0.2, 0.3, 0.5))
+    assert BestOf(one, 2).step_weights == (1.0,)
+    assert BestOf(one, 2, refine=three).step_weights == BestOf(three, 2, refine=one).step_weights == (0.2, 0.3, 0.5)
+
+
 def test_local_search_moves_to_the_best_neighbor_each_round():
     seeds, targets = draw(3)
     method = LocalSearch(SeedSelect(), rounds=2, neighbors=2, spread=0.4)
