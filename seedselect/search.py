@@ -60,8 +60,10 @@ class BestOf:
         If ``refine`` has more step weights than ``loss``, these are the weights of ``refine``, because the sampler has
         to return the latents that both need.
         """
-        weights = [self.loss.step_weights, *([self.refine.step_weights] if self.refine else [])]
-        return tuple(max(weights, key=len))
+        weights = tuple(self.loss.step_weights)
+        if self.refine is not None and len(self.refine.step_weights) > len(weights):
+            return tuple(self.refine.step_weights)
+        return weights
 
     @property
     def previews(self) -> int:
