@@ -34,7 +34,7 @@ def seeds_between(seeds: Tensor, count: PositiveInt, *, path: Callable[[Tensor, 
 
 
 def average_seeds(seeds: Tensor, count: PositiveInt, *, average: Callable[[Tensor], Tensor]) -> Tensor:
-    """Return the average of the seeds of each group, ``[G,1,C,h,w]``.
+    """Return one average seed for each of G groups of n seeds, ``[G,1,C,h,w]``.
 
     Args:
         seeds: groups of inverted seeds, ``[G,n,C,h,w]``.

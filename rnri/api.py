@@ -236,7 +236,8 @@ def _check_negative_prompts(pipe: DiffusionPipeline, negative_prompts: list[str]
     if pipe.config.get("force_zeros_for_empty_prompt") and any(negative_prompts) and not all(negative_prompts):
         raise ValueError(
             f"negative_prompt: must be given for every image or for none, got {negative_prompts!r}; "
-            f"{type(pipe).__name__} encodes an empty string as a prompt if another image has a negative prompt."
+            f"for an image without one, {type(pipe).__name__} would use the embedding of an empty string, which is not "
+            "the same as no negative prompt."
         )
 
 

@@ -71,7 +71,7 @@ def list_error(arguments: Sequence[str]) -> str | None:
 
 
 class _Task:
-    """The ``task`` of a config, and the values of the short keys that change the task."""
+    """The ``task`` of a config, and the values of short keys such as ``steps=``, which override its settings."""
 
     def __init__(self, config: DictConfig, values: dict[str, Any]) -> None:
         self.name = config.get("name")

@@ -64,8 +64,8 @@ class LabeledEmoji:
 
     Args:
         folder: folder of the corpus.
-        group_by: column whose values are the groups: ``designer``, or ``split`` with the values corpus, reference and
-            fid.
+        group_by: column of the corpus table by whose values the images are grouped: ``designer``, or ``split``, whose
+            values are ``corpus``, ``reference`` and ``fid``.
     """
 
     folder: NonEmptyStr

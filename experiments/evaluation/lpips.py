@@ -97,7 +97,9 @@ def load_lpips(path: str | Path, device: str | torch.device = "cpu") -> ShiftTol
 
 
 def _rename_weights(path: str | Path, state: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
-    """Return the weights ``state`` with the names and shapes of ``network``. ``path`` is for the error message.
+    """Rename and reshape the weights ``state`` of a file so that ``network`` can load them.
+
+    The error message names the file ``path``.
 
     Raises:
         ValueError: the file lacks a weight of ``network``, or a weight in the file has another shape.

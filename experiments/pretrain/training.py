@@ -140,7 +140,7 @@ def check_network(build: Callable[[], Any], **settings: Any) -> None:
 
     Args:
         build: function that creates the network and computes its output.
-        settings: values of the keys of ``task`` on which the network depends, for the error message.
+        settings: config keys of ``task`` that determine the network, with their values. The error message names them.
 
     Raises:
         ValueError: ``build`` raised an error.

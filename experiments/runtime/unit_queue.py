@@ -294,9 +294,9 @@ class CachedUnitDataModule(UnitDataModule):
 class UnitLoader:
     """A data loader whose batches Lightning does not prefetch.
 
-    A process that fetches a batch reserves the units of work in the batch. With prefetching, the process would reserve
-    a batch that another process could already compute. Lightning prefetches batches only if the length of the loader is
-    unknown. Therefore ``len`` returns a number, which is larger than the number of batches.
+    A process that fetches a batch reserves the units of work in the batch. With prefetching, a busy process would
+    reserve its next batch, although an idle process could compute this batch now. Lightning prefetches batches only if
+    the length of the loader is unknown. Therefore ``len`` returns a number, which is larger than the number of batches.
     """
 
     def __init__(self, data: UnitDataModule) -> None:

@@ -49,7 +49,7 @@ class FlowOpt(Inverter):
 
     @property
     def nfe_per_step(self) -> float:
-        """Number of network evaluations per step, not counting the one evaluation with which Uni-Inv starts."""
+        """Number of network evaluations per step, without the one evaluation at the start of the initial inversion."""
         return 1.0 + self.iterations
 
     def with_nfe(self, nfe: int) -> FlowOpt:

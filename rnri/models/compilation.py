@@ -32,7 +32,7 @@ def compile_network(network: nn.Module, device: torch.device) -> None:
 
 
 def check_compiler(device: torch.device) -> None:
-    """Raise ConfigError if PyTorch finds no compiler that ``torch.compile`` needs on ``device``."""
+    """Raise ConfigError if PyTorch does not find the compiler that ``torch.compile`` needs on ``device``."""
     from torch._inductor.cpp_builder import get_cpp_compiler  # this import takes seconds
     from torch._inductor.exc import InvalidCxxCompiler
     from torch.utils._triton import has_triton

@@ -80,8 +80,8 @@ class Prior:
         """Variance of ``q(z_t | z_s)``: ``sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2``.
 
         ``alpha`` is the signal level and ``sigma`` is the noise level of a latent. The RNRI paper writes ``beta`` for
-        the variance of ``q(z_t | z_s)`` (Eq. 1). Here, ``z_t`` and ``z_s`` are the two ends of a step of the sampler,
-        which may span several training timesteps.
+        the variance of ``q(z_t | z_s)`` (Eq. 1). A step of the sampler goes from the latent ``z_t`` to the less noisy
+        latent ``z_s``, and may span several training timesteps.
         """
         return self.sigma**2 - (self._signal_ratio * self.sigma_s) ** 2
 

@@ -582,7 +582,7 @@ def test_invalid_arguments(pipe, prompt, options, message):
 
 
 def test_one_prompt_per_image_is_required(pipe):
-    with pytest.raises(ValueError, match="for each of 2 images"):
+    with pytest.raises(ValueError, match="one entry for each of the 2 images"):
         edit(pipe, seeds("a cat", "a dog"), ["a cow"])
 
 

@@ -306,7 +306,7 @@ def test_taba_rejects_unsupported_schedules():
 @pytest.mark.parametrize("solver", [GNRI(), RNRISign(), ReNoise(rounds=4)], ids=lambda solver: type(solver).__name__)
 def test_solvers_that_need_the_clean_latent_cannot_start_at_a_noisy_latent(around, solver):
     name = type(solver).__name__
-    message = rf"^inverter: must not need the clean latent, .* got the solver {name} .*; use another solver"
+    message = rf"^inverter: must not need the clean latent, .* got the solver {name}, .*; use another solver"
     denoiser, z0 = gaussian(batch=1)
     with pytest.raises(ValueError, match=message) as error:
         around(ImplicitInverter(solver)).invert(z0, NoisePredictor(denoiser), schedule(4))
