@@ -3,5 +3,6 @@
 from experiments.config.output import replace_unencodable
 from experiments.config.project import register
 
-register()  # defines the resolver ${project:PATH} of the configs
-replace_unencodable()  # every command of the project imports this package, and can then print to any terminal
+# Every command of the project imports this package. Therefore the next two calls take effect in every command.
+register()  # configs can refer to files of the repository as ${project:PATH}
+replace_unencodable()  # characters that the encoding of the terminal does not contain are printed as `?`

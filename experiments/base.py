@@ -21,7 +21,7 @@ from seedselect import ClipFeatures
 NetworkType = TypeVar("NetworkType")
 
 SAFE_STEP_COUNT = 50
-"""Number of sampling steps with which :func:`unsupported_methods` tests whether a method supports the model."""
+"""Minimum number of sampling steps with which :func:`unsupported_methods` tests inversion methods."""
 
 
 @runtime_checkable
@@ -41,7 +41,10 @@ class Task(Protocol):
         """
 
     def plan(self, trainer: Trainer) -> list[StagePlan]:
-        """Return the estimated cost and disk space of each stage of the run. This method does not run the stages."""
+        """Return the estimated cost and disk space of each stage of the run, such as the generation of the images.
+
+        This method does not run the stages.
+        """
 
     def run(self, trainer: Trainer) -> float | None:
         """Compute the units of the run that are not on disk yet, and write the results of the run.
@@ -115,7 +118,11 @@ class Networks:
         return fingerprint({"classifier": classifier}, settings)
 
     def cache_settings(self, seed: int) -> dict[str, Any]:
-        """Return the settings that the cache key of every stored result contains."""
+        """Return the part of the cache key that all stored results have in common.
+
+        The returned dict contains the fingerprint of the text-to-image model, the numerical settings (precision,
+        device) and the random seed ``seed``.
+        """
         return {"checkpoint": self.model_fingerprint, "numerics": dict(self.numerics), "seed": seed}
 
     def check_weights(self) -> None:
@@ -176,8 +183,9 @@ def unsupported_methods(model: LatentDiffusion, methods: Mapping[str, tuple[Inve
 
     Args:
         model: the text-to-image model.
-        methods: the inversion methods by name, each with its number of steps. A method is tested with at least
-            ``SAFE_STEP_COUNT`` steps, so that a method that only needs more steps is not returned.
+        methods: the inversion methods by name, each with its number of sampling steps. If the number is smaller than
+            ``SAFE_STEP_COUNT``, the method is tested with ``SAFE_STEP_COUNT`` steps. Therefore a method that supports
+            the model, but needs more steps, is not returned.
     """
     reasons = {}
     for name, (inverter, steps) in methods.items():

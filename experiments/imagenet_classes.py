@@ -1,4 +1,4 @@
-"""The 1,000 classes of ImageNet-1k with the names that count tables, data sets and evaluation classifiers use."""
+"""The 1,000 classes of ImageNet-1k: class indices, WordNet ids, unique names and synonyms."""
 
 from __future__ import annotations
 

@@ -46,12 +46,17 @@ def _format_pair(first: str, second: str) -> str:
 
 
 def metric_name(row: Mapping[str, Any], identity: Sequence[str], name: str) -> str:
-    """Return the logger key of metric ``name`` in ``row``, such as ``rnri/steps_50/guidance_7_5/caption/psnr``.
+    """Return the key under which loggers store a metric, such as ``rnri/steps_50/guidance_7_5/caption/psnr``.
 
-    The key consists of the values of the ``identity`` columns of ``row`` and the name of the metric, joined by ``/``. A
-    value that is a string is used unchanged, and a number is preceded by the name of its column. The value True is
-    replaced by the name of its column; the values False and None are omitted. Dots are replaced by underscores, because
-    W&B interprets dots as nested keys.
+    The key consists of the values of the columns ``identity`` and the name of the metric, joined by ``/``. A string is
+    used unchanged, and a number is preceded by the name of its column. The value True is replaced by the name of its
+    column; the values False and None are omitted. Dots are replaced by underscores, because W&B interprets dots as
+    nested keys.
+
+    Args:
+        row: row of the results table that contains the metric.
+        identity: columns that identify a row of the results table, such as the method and the number of steps.
+        name: name of the metric.
     """
     parts = (_key_part(column, row[column]) for column in identity)
     return "/".join([*filter(None, parts), name]).replace(".", "_")

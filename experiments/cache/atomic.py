@@ -79,14 +79,14 @@ def _temporary_sibling(target: Path) -> Path:
 
 @cache
 def _process_namespace() -> str:
-    """Return a hash that identifies the machine and the process namespace.
+    """Return a hash that identifies the machine since its last boot, and the PID namespace (container) of this process.
 
-    The hashes of two processes are equal if each of the processes sees the process id of the other process.
+    If two processes have the same hash, each process can look up the other process by its process id.
     """
     try:
         boot_id = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
         content = f"{boot_id} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:  # without /proc, the namespace is unknown: use a random hash
+    except OSError:  # without /proc, the PID namespace is unknown, and the hash is random
         content = uuid4().hex
     return hashlib.sha256(content.encode()).hexdigest()[:8]
 
@@ -129,7 +129,7 @@ def _is_alive(pid: int) -> bool:
 def finished_files(folder: str | Path, pattern: str) -> list[Path]:
     """Return the files in ``folder`` that match ``pattern``, sorted by name, without hidden and temporary files.
 
-    In contrast, ``Path.glob`` also returns the hidden temporary files of :func:`atomic_write`.
+    This function replaces ``Path.glob``, which also returns the hidden temporary files of :func:`atomic_write`.
     """
     return sorted(path for path in Path(folder).glob(pattern) if not path.name.startswith("."))
 

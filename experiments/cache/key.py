@@ -19,12 +19,13 @@ change if the class is moved to another module.
 def fingerprint_config(value: Any) -> Any:
     """Return a JSON-serializable description of a dataclass, partial function, function, container or plain value.
 
-    The description contains all settings, including default values, except the default values of fields with the
-    metadata :data:`rnri.validation.OMIT_DEFAULT`. Two objects with equal descriptions compute equal
-    results, unless the code changes. If a change of the code changes results, increase
-    :data:`experiments.cache.store.CACHE_VERSION`. The description of a class or function is the result of
-    :func:`cache_name`. ``tests/experiments/cache/test_key.py`` checks that no two classes or functions of the project
-    have the same name.
+    The description contains all settings, also settings with default values. As an exception, a field with the metadata
+    :data:`rnri.validation.OMIT_DEFAULT` is omitted if it has its default value. Classes and functions are described by
+    their :func:`cache_name`. ``tests/experiments/cache/test_key.py`` checks that no two classes or functions of the
+    project have the same name.
+
+    Two objects with equal descriptions compute equal results, unless the code changes. If a change of the code changes
+    results, increase :data:`experiments.cache.store.CACHE_VERSION`.
 
     Raises:
         TypeError: ``value`` contains an object whose settings cannot be read, for example a lambda or a nested
@@ -48,9 +49,9 @@ def fingerprint_config(value: Any) -> Any:
 def cache_name(target: Callable[..., Any]) -> str:
     """Return the name of a class or function in cache keys.
 
-    For a class or function of this project, the name is the attribute ``cache_name`` of the class or function or,
-    without this attribute, the name without the module. For all other classes and functions, the name contains the
-    module.
+    If a class or function of this project has an attribute ``cache_name``, the name is this attribute. The names of all
+    other classes and functions of this project do not contain their module. The names of classes and functions of other
+    packages contain their module.
     """
     if target.__module__.partition(".")[0] in PROJECT:
         return vars(target).get("cache_name", target.__qualname__)

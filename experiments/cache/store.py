@@ -21,7 +21,8 @@ from experiments.cache.atomic import CannotRead, atomic_write, digest, finished_
 
 torch.backends.cudnn.allow_tf32 = False
 # TF32 is disabled in every process that stores results. With TF32, cuDNN rounds the inputs of a convolution to 10 bits,
-# so that the relative error of the network is 1e-3. The residual of an inversion cannot become smaller than this error.
+# which causes a relative error of 1e-3 of the network's output. The residual (error of the solved step equation) of an
+# inversion cannot become smaller than the error of the network.
 
 CACHE_VERSION = 3
 """Version of the cache, which is part of every cache key.
@@ -108,23 +109,23 @@ class UnitStore:
         self.settings = settings
 
     def done(self, unit: str) -> bool:
-        """Return whether the unit with the name ``unit`` is finished, that is, whether its file is on disk."""
+        """Return whether the file of the unit ``unit`` (such as the images of one concept) is on disk and complete."""
         return _is_complete(self._path(unit))
 
     def empty(self) -> bool:
-        """Return whether the store contains no finished unit."""
+        """Return whether the store contains no finished unit, such as the images of one concept."""
         return not self.files()
 
     def files(self) -> list[Path]:
-        """Return the files of the finished units, sorted by name."""
+        """Return the files of the finished units (such as the images of one concept), sorted by file name."""
         return finished_files(self.root, "*.safetensors")
 
     def write(self, unit: str, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
-        """Store the tensors and the record (measured values) of a finished unit."""
+        """Store the tensors and the record (measured values) of a finished unit, such as the images of one concept."""
         _write(self._path(unit), tensors, {"unit": unit, "record": json.dumps(record)})
 
     def read(self, unit: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return the tensors and the record (measured values) of a finished unit.
+        """Return the tensors and the record (measured values) of a finished unit, such as the images of one concept.
 
         Raises:
             CannotRead: the file of the unit is missing or damaged.

@@ -45,7 +45,7 @@ class ConfigErrors(ValueError):
 
 
 def nearest(name: str, names: Sequence[str]) -> str:
-    """Return a hint for an error message: the ``names`` that are similar to ``name``, or all if none is similar."""
+    """Return a hint for the error message about an unknown name: up to three similar ``names``, or all ``names``."""
     similar = get_close_matches(name, names, n=3, cutoff=0.5)
     if not names:
         return "no keys are allowed here"

@@ -35,7 +35,7 @@ OVERRIDES = """\
 Overrides:
   methods=[ddim,accelerated] steps=10  choose methods by name, and the number of sampling steps
   images=8                             use 8 images, or all images with images=all
-  arms=[plain,seedselect_ours]         choose among the arms of an experiment on rare concepts
+  arms=[plain,seedselect_ours]         choose among the arms (compared pipelines) of an experiment on rare concepts
   task.steps=20                        set a key
   model=sd model.path=PATH             choose a config of a config group, and set one of its keys
   'data.concepts=[camel,padlock]'      lists need quotes in most shells
@@ -141,7 +141,7 @@ def _format(value: object) -> str:
 
 
 def config_comments(choices: Mapping[str, str]) -> dict[str, str]:
-    """Return the comments after the keys in all config files that Hydra has selected, by the full key.
+    """Return the comments after the keys in all config files that Hydra has selected, by dotted key (``task.steps``).
 
     Args:
         choices: for each config group, the name of the config that Hydra has selected.
@@ -163,7 +163,7 @@ def _chosen(choices: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
 
 
 def file_comments(path: Path, package: str) -> dict[str, str]:
-    """Return the comments after the keys in one config file, by the full key.
+    """Return the comments after the keys in one config file, by dotted key in the full config, such as ``task.steps``.
 
     Args:
         path: the config file.

@@ -24,23 +24,29 @@ MAPPINGS = {
     "task.inversions": "methods",
     "task.arms": "arms",
 }
-"""Config keys of mappings from names to methods or arms (compared pipelines), each with its short key."""
-SPECIAL_SETTINGS = ("edit", "generated", "decoder_iterations")
-"""Keys that mark a setting of an inversion experiment as special.
+"""Config keys of mappings from names to methods or arms (compared pipelines).
 
-A special setting measures something other than the reconstruction of real images.
+The value of each entry is the top-level key that selects methods or arms on the command line.
+"""
+SPECIAL_SETTINGS = ("edit", "generated", "decoder_iterations")
+"""Keys of a setting that measures something other than the reconstruction of real images.
+
+A setting of an inversion experiment is a combination of methods, number of steps, guidance scale and prompt.
 """
 PROMPTS = ("caption", "empty", "wrong")
 
 
 def apply_short_keys(config: DictConfig) -> None:
-    """Apply the short keys that have a value to ``config.task``, and remove the short keys without a value.
+    """Change ``config.task`` according to the short keys, which are top-level config keys such as ``steps``.
+
+    Short keys without a value have no effect, and are removed from ``config``.
 
     A setting of an inversion experiment is a combination of methods, number of steps, guidance scale and prompt. If
-    ``methods`` has a value, new settings replace all settings of the experiment. There is one new setting per number of
-    steps, guidance scale and prompt, and each new setting contains all ``methods``. The default prompt of a new setting
-    is the caption of an image. If ``methods`` has no value, the values of ``steps``, ``guidance`` and ``prompt`` are
-    replaced in all settings of the experiment. The guidance scale of a setting with the empty prompt is always 1.
+    ``methods`` has a value, new settings replace all settings of the experiment. There is one new setting per
+    combination of number of steps, guidance scale and prompt, and each new setting contains all ``methods``. The
+    default prompt of a new setting is the caption of an image. If ``methods`` has no value, the values of ``steps``,
+    ``guidance`` and ``prompt`` are replaced in all settings of the experiment. The guidance scale of a setting with the
+    empty prompt is always 1.
 
     Raises:
         ConfigError: the experiment has no key that the short key changes, or the value of the short key is invalid.
@@ -183,8 +189,8 @@ class _Task:
     def _conditions(self, setting: dict[str, Any], prompts: object) -> Iterator[dict[str, Any]]:
         """Yield every combination of a number of steps, a guidance scale and a prompt.
 
-        The numbers of steps and the guidance scales are the values of the short keys or, if a short key has no value,
-        the values of ``setting``.
+        The numbers of steps and the guidance scales are the values of the top-level config keys ``steps`` and
+        ``guidance``. If a top-level key has no value, the value in ``setting`` is used.
         """
         all_steps = _as_list(self.values.get("steps", setting.get("steps")))
         scales = _as_list(self.values.get("guidance", setting.get("guidance", 1.0)))
@@ -194,9 +200,9 @@ class _Task:
                 yield condition if prompt == "caption" else {**condition, "prompt": prompt}
 
     def _plain_settings(self) -> list[dict[str, Any]]:
-        """Return the settings as dictionaries.
+        """Return the settings of an inversion experiment as dictionaries.
 
-        If the short key ``images`` or ``steps`` has a value, the key ``images`` of the settings is removed.
+        If the top-level config key ``images`` or ``steps`` has a value, the key ``images`` of the settings is removed.
         """
         settings = OmegaConf.to_container(self.task.settings, resolve=True)
         dropped = "images" if "images" in self.values or "steps" in self.values else None

@@ -100,7 +100,7 @@ def parameter_hints(function: Callable[..., Any]) -> dict[str, Any]:
     hints = {}
     for name, hint in getattr(function, "__annotations__", {}).items():
         single = types.SimpleNamespace(__annotations__={name: hint})
-        try:  # each hint is resolved separately, because types that are imported under TYPE_CHECKING do not exist
+        try:  # each hint is resolved separately, because a type that is imported under TYPE_CHECKING raises NameError
             hints |= typing.get_type_hints(single, namespace, include_extras=True)
         except (NameError, TypeError, AttributeError):
             continue

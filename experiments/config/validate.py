@@ -32,7 +32,7 @@ HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
 def interpolation_error(config: DictConfig) -> str | None:
     """Return an error message if the value of a key refers to itself by interpolations, else None.
 
-    If several keys refer to themselves, the message names the key with the fewest parts.
+    If several keys refer to themselves, the message names the key with the fewest dots.
     """
     return min(_cycles(config), key=lambda message: message.partition(":")[0].count("."), default=None)
 
@@ -137,7 +137,8 @@ def _target_errors(
 ) -> list[str]:
     """Return the error messages for the object that the config describes at ``key``.
 
-    An error is a class that cannot be imported, an unknown or missing argument, or a value of the wrong type.
+    The possible errors are a class that cannot be imported, an unknown or missing argument, and a value of the wrong
+    type.
     """
     try:
         signature = signature_of(node._target_)
@@ -154,7 +155,9 @@ def _target_errors(
     ]
     if not node.get("_partial_", False) and "_args_" not in node:
         missing = [name for name, parameter in parameters.items() if parameter.required and name not in names]
-        errors += [f"{join(key, name)}: has no value; set it, {signature.name} requires it." for name in missing]
+        errors += [
+            f"{join(key, name)}: has no value; set it, because {signature.name} requires it." for name in missing
+        ]
     for name in names:
         parameter = parameters.get(name)
         if parameter is None or parameter.hint is MISSING or _is_instantiated(root, join(key, name)):

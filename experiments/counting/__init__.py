@@ -1,5 +1,6 @@
 """Counts the captions that mention each concept, and divides concepts by their counts into head, medium and tail.
 
 ``__init__.py`` imports no module of the package. No module imports PyTorch, and the module ``buckets`` does not import
-the code that searches captions. Therefore a program that only assigns concepts to buckets starts quickly.
+the code that searches captions. Therefore a program that only divides concepts into head, medium and tail starts
+quickly.
 """

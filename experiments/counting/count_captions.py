@@ -32,7 +32,7 @@ CACHE_VERSION = 3  # increase this version when the definition of a mention chan
 
 @dataclass(frozen=True)
 class CountQuery:
-    """The names that are counted in every shard, and the column that contains the captions.
+    """The names that are counted in every shard (Parquet file of captions), and the column that contains the captions.
 
     Attributes:
         column: name of the Parquet column that contains the captions.
@@ -49,7 +49,8 @@ class CountQuery:
 class CachedCounts:
     """Cache folder with one JSON file of counts per finished shard (Parquet file of captions).
 
-    The name of a JSON file is a hash of the shard (URL, size, version) and of the query.
+    The name of a JSON file is a hash of the shard (URL, size, version) and of the query (caption column, spelling
+    variants of the names).
     """
 
     def __init__(self, folder: Path, query: CountQuery) -> None:
@@ -166,7 +167,7 @@ def write_counts(path: Path, names: Sequence[str], totals: Sequence[int]) -> Non
 
 
 def run(options: argparse.Namespace) -> None:
-    """Counts the captions in all shards, and writes the total count of each concept to the file ``OUTPUT``.
+    """Counts the captions in all shards (Parquet files), and writes the total count of each concept to ``OUTPUT``.
 
     The file ``OUTPUT.provenance.json`` records the shards, the file of names and the version of the counting rules.
 

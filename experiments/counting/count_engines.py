@@ -1,7 +1,8 @@
 """Executors that count the captions of several Parquet files (shards) in parallel: local processes or a Dask cluster.
 
-The context managers ``processes`` and ``dask`` yield an ``Executor`` and a function ``share``. An argument of many
-calls is first passed to ``share``, so that Dask sends the argument to each worker only once.
+The context managers ``processes`` and ``dask`` yield an ``Executor`` and a function ``share``. An argument that many
+submitted calls have in common is first passed to ``share``, and the return value of ``share`` is passed to the calls.
+Dask then sends the argument to each worker only once.
 """
 
 from __future__ import annotations
@@ -15,11 +16,15 @@ from threading import Thread
 from typing import Any
 
 Workers = tuple[Executor, Callable[[Any], Any]]
+"""An executor, and the function ``share`` for an argument that many submitted calls have in common."""
 
 
 @contextmanager
 def processes(workers: int) -> Iterator[Workers]:
-    """Starts ``workers`` local processes by ``spawn``, because a fork of a process with threads can deadlock."""
+    """Context manager that starts ``workers`` local processes, and yields their executor and the function ``share``.
+
+    The processes are started by ``spawn``, because a fork of a process with threads can deadlock.
+    """
     with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_exit_with_parent) as pool:
         try:
             yield pool, lambda argument: argument
@@ -40,9 +45,14 @@ def _exit_with_parent() -> None:
 
 @contextmanager
 def dask(workers: int, scheduler: str | None) -> Iterator[Workers]:
-    """Connects to the Dask cluster at the address ``scheduler``, or starts a local cluster of ``workers`` processes.
+    """Context manager that connects to a Dask cluster, and yields its executor and the function ``share``.
 
-    A remote worker needs an installation of this package, and must be able to read the shards under the same paths.
+    A remote worker needs an installation of this package. A remote worker must also be able to read the Parquet files
+    of captions under the same paths as this process.
+
+    Args:
+        workers: number of processes of the local cluster that is started if ``scheduler`` is None.
+        scheduler: address of the scheduler of the cluster, such as ``tcp://host:8786``.
 
     Raises:
         ValueError: Dask is not installed, or the scheduler does not respond.

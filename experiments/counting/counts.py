@@ -20,7 +20,7 @@ from experiments.counting.buckets import bucket_by_rank, bucket_by_threshold
 from experiments.naming import unique_names
 from rnri.tables import read_rows
 
-HEAD, TAIL = 1_000_000, 10_000  # thresholds, in captions of LAION-2B, of Table 3 of the RNRI paper
+HEAD, TAIL = 1_000_000, 10_000  # thresholds of Table 3 of the RNRI paper for the number of captions in LAION-2B
 RANKS = (235, 509, 256)  # numbers of head, medium and tail classes of ImageNet-1k in Table 3 of the RNRI paper
 COUNT_HEADERS = ("count", "counts", "frequency", "freq", "mentions")
 
@@ -54,7 +54,7 @@ def read_count_table(path: str | Path) -> CountTable:
     path = Path(path)
     readers = {".tsv": _read_table, ".csv": _read_table, ".json": _read_json}
     if path.suffix.lower() not in readers:
-        raise ValueError(f"{path} ends in {path.suffix!r}: counts are read from .json, .csv or .tsv files.")
+        raise ValueError(f"{path} ends in {path.suffix!r}: give a .json, .csv or .tsv file of names and counts.")
     if not path.is_file():
         raise ValueError(f"{path} does not exist: give a .json, .csv or .tsv file of names and counts.")
     rows = readers[path.suffix.lower()](path)
@@ -89,7 +89,8 @@ def _read_json(path: Path) -> list[tuple[str, Any]]:
 
 def _count(path: Path, name: str, value: Any) -> int:
     if isinstance(value, str):
-        is_integer = re.fullmatch(r"\s*[+-]?[0-9]+\s*", value) is not None  # because int() also accepts 1_000
+        # A regular expression is used, because int() also accepts strings such as "1_000".
+        is_integer = re.fullmatch(r"\s*[+-]?[0-9]+\s*", value) is not None
     else:
         is_integer = type(value) is int or (isinstance(value, float) and value.is_integer())
     if not is_integer:

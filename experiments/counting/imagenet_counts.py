@@ -29,7 +29,8 @@ def imagenet_counts(table: CountTable, rows_are_indices: bool = False) -> dict[i
     """Return a dict that maps the index of each class to the number of captions that mention the class.
 
     Args:
-        table: count table; each name is a class index, a WordNet id, or a name or synonym of exactly one class.
+        table: table of caption counts; each name in the table is a class index, a WordNet id, or a name or synonym of
+            exactly one class.
         rows_are_indices: if true, row k of the 1,000 rows of the table is the count of class k, and the names are
             ignored.
 

@@ -38,9 +38,13 @@ _HASH_MULTIPLIERS = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B1
 
 
 def patterns(names: Mapping[str, Sequence[str]]) -> Patterns:
-    """Return all spelling variants of all names, each with the indices of its concepts, as input of ``BatchCounter``.
+    """Return all spelling variants of all names, each with the indices of the concepts that have this name.
 
-    The index of a concept is the position of the concept among the keys of ``names``.
+    The returned value is the argument ``forms`` of :class:`BatchCounter`.
+
+    Args:
+        names: dict that maps each concept to its name and its synonyms. The index of a concept is its position in
+            ``names``.
     """
     index = {name: k for k, name in enumerate(names)}
     return tuple((form, tuple(index[name] for name in owners)) for form, owners in mentions(names).items())
@@ -68,12 +72,16 @@ class _Words:
         index = self.starts >> 3
         shift = ((self.starts & 7) << 3).view("<u8")
         lengths = self.ends - self.starts
-        first = aligned.take(index) >> shift | aligned.take(index + 1) << (64 - shift)  # NumPy: a shift by 64 is 0
+        # If `shift` is 0, the second operand is 0, because a shift by 64 bits gives 0 in NumPy.
+        first = aligned.take(index) >> shift | aligned.take(index + 1) << (64 - shift)
         return (first & _MASKS.take(lengths, mode="clip")) + lengths.view("<u8") * _HASH_MULTIPLIERS[0]
 
 
 def _find_words(text: bytes, captions: np.ndarray) -> _Words:
-    """Return the words of ``text``, which must be normalized and begin with a space."""
+    """Return the words of ``text``, which must be normalized and begin with a space.
+
+    ``captions`` contains the byte offset at which each caption begins in ``text``.
+    """
     padded = np.frombuffer(text + b" " * (16 - len(text) % 8), np.uint8)
     inside = padded != _SPACE
     edges = np.flatnonzero(inside[1:] != inside[:-1])
@@ -175,10 +183,11 @@ class BatchCounter:
         return self._tally(caption[np.searchsorted(ends, matches[:, 0])], matches[:, 1])
 
     def _may_match(self, keys: np.ndarray) -> np.ndarray:
-        """Return whether each word may belong to a mention, ``bool [W]``.
+        """Return, for each word of a batch of captions, whether the word may belong to a name, ``bool [W]``.
 
-        The value is True for a word that is a complete spelling variant. The value is also True for two adjacent words
-        of a caption that are adjacent in a spelling variant.
+        ``keys`` contains the hash of each word, ``uint64 [W]``. The mask is True for a word that is a complete spelling
+        variant of a name. The mask is also True for two adjacent words of a caption that are adjacent in a spelling
+        variant.
         """
         roles = self._roles.take(self._cells(keys))
         keep = roles & _SINGLE != 0
@@ -210,7 +219,8 @@ def count_mentions(names: Mapping[str, Sequence[str]], captions: pa.StringArray)
 def _excerpt(words: _Words, index: np.ndarray, caption: np.ndarray) -> tuple[str, np.ndarray]:
     """Return the words with the indices ``index`` as one string, and the end offset of each word in the string.
 
-    Two words are separated by a line break unless they are adjacent words of one caption.
+    Adjacent words of one caption are separated by a space, and all other words by a line break. ``caption`` contains
+    the caption index of each word in ``index``.
     """
     if not len(index):
         return "", index

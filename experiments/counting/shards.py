@@ -47,7 +47,7 @@ class Shard:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Return URL, size and version of the shard.
+        """Return URL, size and version of the shard (Parquet file of captions).
 
         Cached counts are not used if one of the three values has changed.
         """
@@ -175,7 +175,7 @@ def _resolve_link(name: str, info: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_captions(shard: Shard, column: str, batch_size: int = BATCH_SIZE) -> Iterator[pa.Array]:
-    """Yield the captions of ``shard`` in arrays of at most ``batch_size`` rows; rows without a caption are null.
+    """Yield the captions of a Parquet file in arrays of at most ``batch_size`` rows; rows without a caption are null.
 
     Only the column with the captions is read, one Parquet row group at a time.
 

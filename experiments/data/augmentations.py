@@ -11,7 +11,7 @@ from torchvision.transforms.v2.functional import gaussian_blur
 
 
 def jitter(images: Tensor, color: float = 0.4, blur: float = 0.5) -> Tensor:
-    """Applies random affine maps, color jitter and Gaussian blur to ``images [B, 3, H, W]`` in [0, 1].
+    """Return ``images [B, 3, H, W]`` in [0, 1] after random affine maps, color jitter and Gaussian blur.
 
     Args:
         images: batch of images.
@@ -25,7 +25,7 @@ def jitter(images: Tensor, color: float = 0.4, blur: float = 0.5) -> Tensor:
 
 
 def random_affine(images: Tensor) -> Tensor:
-    """Applies a random rotation (at most 20 degrees), scaling, shear and translation to ``images [B, 3, H, W]``.
+    """Return ``images [B, 3, H, W]`` after a random rotation (at most 20 degrees), scaling, shear and translation.
 
     Each image has a different random transformation. Areas outside of the original image are filled with the nearest
     pixels at its border.
@@ -47,7 +47,7 @@ def random_affine(images: Tensor) -> Tensor:
 
 
 def color_jitter(images: Tensor, strength: float) -> Tensor:
-    """Changes colors, contrast and brightness of ``images [B, 3, H, W]`` at random.
+    """Return ``images [B, 3, H, W]`` in [0, 1] with random changes of colors, contrast and brightness.
 
     The size of the random changes is proportional to ``strength``. The RGB vector of each pixel is multiplied by a
     random 3 x 3 matrix near the identity matrix. Each image is converted to gray with probability 0.1, also if

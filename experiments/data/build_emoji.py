@@ -44,7 +44,7 @@ SPLITS = ("corpus", "reference", "fid")
 MIN_DESIGNERS = 7  # minimum number of designers who have drawn a concept
 REFERENCES = 3  # number of reference drawings per concept; no caption describes a reference drawing
 MIN_CAPTIONS, MAX_CAPTIONS = 8, 5_000  # smallest and largest number of captions per concept
-SEED = 2312_12540
+SEED = 2312_12540  # random seed of the splits and the captions
 
 TEMPLATES = (  # caption templates, each with the fraction of captions that use the template
     ("a drawing of {phrase} in {style} style on a {background} background", 0.45),
@@ -216,7 +216,7 @@ def read_concepts(path: Path) -> list[dict[str, str]]:
 
 
 def drawings(concepts: Sequence[Mapping[str, str]], packages: Path, size: int) -> Iterator[dict]:
-    """Yield one table row per drawing, and assign each drawing of a concept to a random split.
+    """Yield one table row per drawing. Each drawing belongs to a random split: ``corpus``, ``reference`` or ``fid``.
 
     Args:
         concepts: rows of the table of concepts.

@@ -20,7 +20,7 @@ COLUMNS = ("emoji", "unicode_name", "name", "phrase", "captions")
 
 
 def count_captions(folder: Path) -> list[dict[str, str | int]]:
-    """Return the rows of ``concepts.csv`` for the corpus in ``folder``, one row per concept."""
+    """Return the rows of ``concepts.csv`` for the emoji corpus in ``folder``, one row per concept."""
     images = read_table(folder / "drawings-reference.parquet").remove_columns("image")
     concepts = {row["concept_id"]: row for row in images}
     captions = read_table(folder / "captions.parquet").data.column("caption").combine_chunks()

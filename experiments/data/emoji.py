@@ -53,7 +53,7 @@ def read_caption_counts(folder: str | Path) -> dict[str, int]:
 
 
 def check_corpus(folder: str | Path | None) -> None:
-    """Raise a ValueError if ``folder`` is None (as with ``data=folder``) or does not contain all files of a corpus."""
+    """Raise a ValueError if ``folder`` is None (as with ``data=folder``) or lacks a file of an emoji corpus."""
     if folder is None:
         raise ValueError("this training needs a corpus of drawings with captions, not folders: use data=emoji.")
     for name in ("drawings-corpus", "drawings-reference", "drawings-fid", "captions"):

@@ -89,7 +89,7 @@ class ImageNetConcepts:
             if cls.index not in present:
                 raise ValueError(f"{self.path} has no training images of {cls.name} ({cls.wnid}): exclude this class.")
             if cls.index not in counts:
-                raise ValueError(f"{self.counts} has no count for {cls.name} ({cls.wnid}): add it.")
+                raise ValueError(f"{self.counts} has no count for {cls.name} ({cls.wnid}): add the count.")
         references = train.of_classes([cls.index for cls in selected])
         return [
             Concept(

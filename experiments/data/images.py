@@ -187,7 +187,7 @@ class Images(Sequence):
 
     @property
     def groups(self) -> list[str] | None:
-        """Return the group of each image. Return None if the images have no groups."""
+        """Return the group of each image, such as the designer of a drawing, or None if the images have no groups."""
         return None if self.group is None else [self.group(item) for item in self.items]
 
     @property

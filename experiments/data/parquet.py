@@ -20,8 +20,8 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from experiments.data.images import UnreadableImage, read_bytes
 
-MAX_OPEN_FILES = 16
-MAX_CACHED_ROW_GROUPS = 2  # with two, reading rows in order reads each row group from disk only once
+MAX_OPEN_FILES = 16  # maximum number of Parquet files that are open at the same time
+MAX_CACHED_ROW_GROUPS = 2  # two are enough to read each row group only once if rows are read in order
 
 
 class Rows(Sequence):
@@ -171,7 +171,8 @@ class ImageTable:
 def _open(file: str) -> pq.ParquetFile:
     try:
         source = fsspec.open(file, "rb").open() if "://" in file else file
-        return pq.ParquetFile(source, pre_buffer=False)  # pre_buffer=True would not release the memory of the read data
+        # With pre_buffer=True, the memory of the data that was read would not be released.
+        return pq.ParquetFile(source, pre_buffer=False)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{file} cannot be read as a table ({error}): replace it.") from None
 

@@ -78,7 +78,7 @@ class _ByClass:
 
 
 class TableSplit:
-    """A split that is stored in Parquet files. The file, the row and the class of each image are kept in memory.
+    """A split of ImageNet in Parquet files. The file, the row and the class of each image are kept in memory.
 
     Args:
         files: paths or URLs of the Parquet files.
@@ -183,9 +183,9 @@ def _class_index(label: object, names: Sequence[str] | None) -> int:
 def _in_class_order(names: Sequence[str]) -> bool:
     """Return whether ``names`` are the names of the 1,000 classes of ImageNet-1k in the order of the class indices.
 
-    Not every name can be looked up: on the Hugging Face Hub, a few names belong to two classes (maillot) or to no class
-    (crane2). ``names`` count as ordered if no name belongs only to a class at another position, and more than half of
-    the names belong only to the class at their own position.
+    On the Hugging Face Hub, a few names are ambiguous, because they belong to two classes (maillot) or to no class
+    (crane2). Ambiguous names are not compared. The function returns True if every other name is the name of the class
+    at its position, and if more than half of ``names`` are not ambiguous.
     """
     indices = [_unique_index(name) for name in names]
     matching = sum(index == position for position, index in enumerate(indices))
@@ -201,9 +201,17 @@ def _unique_index(name: str) -> int | None:
 
 
 class FolderSplit:
-    """A split that is stored as one folder of images per class. The file names are kept in memory.
+    """A split of ImageNet that is stored as one folder of images per class. The file names are kept in memory.
 
     Warnings list the files that are ignored because they are not images (:func:`~experiments.data.scan.list_folder`).
+
+    Args:
+        root: folder of the split, which contains one folder per class, or only images without labels.
+        seed: integer that determines the pseudo-random order of the images.
+
+    Raises:
+        ValueError: ``root`` contains no images, or a subfolder is not named by a class, or two subfolders are named by
+            the same class.
     """
 
     def __init__(self, root: Path, seed: int) -> None:

@@ -89,9 +89,10 @@ def batch_multiplier(guidance: float) -> int:
 
 @dataclass(frozen=True)
 class NeverConverging:
-    """A formula in place of a denoising network, to count the maximum NFE of an inversion method.
+    """A formula that replaces a denoising network, to count the network evaluations of an inversion method.
 
-    The fixed-point iterations of inversion methods do not converge with this formula, so that no method stops early.
+    The fixed-point iterations of inversion methods do not converge with this formula. Therefore no method stops early,
+    and the counted number of evaluations is the maximum.
 
     Attributes:
         rows: list to which each call appends the number of batch rows that the network would evaluate.
@@ -124,7 +125,7 @@ class NeverConverging:
 def inversion_cost(
     inverter: Inverter, schedule: Schedule, guidance: float, channels: int, *, all_steps: bool = False
 ) -> Cost:
-    """Return the maximum cost of inverting one image.
+    """Return the maximum cost of inverting one image, which consists of network evaluations.
 
     The network evaluations are counted by running the method with :class:`NeverConverging` instead of a network.
 

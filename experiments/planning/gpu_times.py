@@ -73,7 +73,10 @@ def store_times(times: Sequence[GpuTimes]) -> None:
 
 
 def format_hours(cost: Cost, times: Sequence[GpuTimes]) -> str:
-    """Return a Markdown table of the hours that ``cost`` takes on one GPU, or a sentence if nothing was measured."""
+    """Return a Markdown table of the estimated hours of ``cost`` on one GPU, by type of GPU and by checkpoint.
+
+    If ``times`` is empty, the function returns a sentence that explains how to measure the times.
+    """
     if not times:
         return (
             "Hours on other GPUs: not measured. To measure network times on the GPU of a machine, run "

@@ -77,7 +77,7 @@ def reconstruction_psnr(vae: AutoencoderKL, images: Tensor) -> Tensor:
 
 @dataclass
 class PretrainAutoencoder(TrainingTask):
-    """The task of ``experiment=pretrain_autoencoder``: trains the VAE and measures its PSNR on drawings for validation.
+    """The task of ``experiment=pretrain_autoencoder``: trains the VAE and measures its PSNR on unseen drawings.
 
     Args:
         corpus: folder of the emoji corpus.

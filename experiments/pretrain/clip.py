@@ -46,8 +46,8 @@ from rnri.validation import NonEmptyStr, dataclass
 from seedselect.features import ClipFeatures
 
 PROMPT = "a drawing of {phrase}"
-TEXT_HEADS = 4
-TEXT_LAYERS = 2
+TEXT_HEADS = 4  # number of attention heads of the text encoder
+TEXT_LAYERS = 2  # number of layers of the text encoder
 MAX_NOISE = 0.1
 """Largest standard deviation of the Gaussian noise that is added to the training images."""
 
@@ -135,7 +135,7 @@ class ContrastiveModel(LightningModule):
 
     @torch.no_grad()
     def zero_shot(self, images: Tensor) -> Tensor:
-        """Return, for each of ``images [B, 3, H, W]``, the concept with the most similar prompt, ``[B]``."""
+        """Return for each of ``images [B, 3, H, W]`` the index of the concept with the most similar prompt, ``[B]``."""
         return (self.clip(images) @ self._text(self.prompts).T).argmax(-1)
 
     def configure_optimizers(self) -> dict:

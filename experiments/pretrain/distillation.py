@@ -23,11 +23,11 @@ from rnri.validation import GuidanceScale, NonEmptyStr, dataclass
 Encode = Callable[[list[str]], Sequence[Tensor]]
 """A text encoder: a function that maps captions to one or more tensors with one row per caption."""
 
-UNCONDITIONAL_INDEX = 0  # index of the empty caption
+UNCONDITIONAL_INDEX = 0  # index of the empty caption in ``EncodedCaptions.texts``
 
 
 class EncodedCaptions(Dataset):
-    """The captions and images of the corpus as a dataset of pairs ``(latent [4, h, w], caption index)``.
+    """The captions and images of the emoji corpus as a dataset of pairs ``(latent [4, h, w], caption index)``.
 
     Attributes:
         texts: the distinct captions; ``texts[UNCONDITIONAL_INDEX]`` is the empty caption.
@@ -128,7 +128,7 @@ class DistillationTask(TrainingTask):
         return load_pretrained(StableDiffusionPipeline, "task.model", self.model)
 
     def encode_corpus(self, pipeline: object, trainer: Trainer) -> EncodedCaptions:
-        """Return the captioned images of the corpus, encoded by the VAE of ``pipeline``.
+        """Return the captioned images of the emoji corpus, encoded by the VAE of ``pipeline``.
 
         The latents of the images are cached in the run folder.
         """

@@ -25,8 +25,8 @@ has to predict, and the features of the teacher.
 class OutputHook:
     """Forward hook that records the latest output of ``layer``.
 
-    The method ``take`` returns the output and removes the output from this object. A module whose hook still refers to
-    an output with an autograd graph could not be copied.
+    The method ``take`` returns the output and removes the output from this object. Without the removal, the layer could
+    not be copied with ``deepcopy``, because an output with an autograd graph cannot be copied.
     """
 
     def __init__(self, layer: nn.Module) -> None:
@@ -49,7 +49,7 @@ def feature_tokens(output: Tensor | tuple[Tensor, ...]) -> Tensor:
 
 @torch.no_grad()
 def hint_channels(pipeline: StableDiffusionPipeline, hint_layer: str, transformer: SD3Transformer2DModel) -> int:
-    """Return the number of channels of the U-Net layer ``hint_layer``.
+    """Return the number of channels of the U-Net layer ``hint_layer``, whose features the transformer has to predict.
 
     Raises:
         ValueError: the layer does not exist, or its feature map does not have one position per token of the
@@ -88,8 +88,8 @@ class VelocityTeacher:
     the usual training target of rectified flow, and therefore has less variance.
 
     If ``sigma`` is greater than the noise level of the teacher's last timestep, ``z`` is a latent at the last timestep,
-    and ``x`` is obtained by adding noise to ``z``. Given ``x``, the mean of ``E[x0 | z]`` is also in this case
-    ``E[x0 | x]``.
+    and ``x`` is obtained by adding noise to ``z``. Also in this case, the conditional mean of ``E[x0 | z]`` given ``x``
+    is ``E[x0 | x]``.
 
     Args:
         pipeline: pipeline of the teacher.

@@ -55,7 +55,7 @@ class FlowTraining(LightningModule):
 
     If there is a teacher, a feature loss is added to the velocity loss (hints, Romero et al. 2015, arXiv 1412.6550). A
     linear layer predicts the features of the teacher from the output of the second-to-last transformer block, for each
-    token separately. The features of the teacher have many more values per token than the velocity.
+    token separately. The feature loss has many more target values per token than the velocity loss.
 
     Args:
         pipeline: the pipeline whose transformer is trained.

@@ -142,8 +142,9 @@ def timestep_distribution(scheduler: LCMScheduler) -> tuple[Tensor, Tensor]:
 
     The timesteps are the grid from which an LCM scheduler chooses the timesteps of a sampler. Half of the probability
     is distributed uniformly on the grid. The other half is distributed on the timesteps of the samplers with 1, 2, 4
-    and 8 steps. Its share for a timestep is proportional to the number of samplers that use the timestep. Other
-    timesteps are less important, because they affect the samplers only through the training targets.
+    and 8 steps; the probability of a timestep in this half is proportional to the number of samplers that use the
+    timestep. All other timesteps are less important, because they affect the samplers only through the training
+    targets.
     """
     spacing = scheduler.config.num_train_timesteps // scheduler.config.original_inference_steps
     grid = torch.arange(spacing, scheduler.config.num_train_timesteps + 1, spacing) - 1

@@ -97,7 +97,8 @@ class ImageDataModule(LightningDataModule):
         self.workers = {"num_workers": workers, "persistent_workers": workers > 0}
 
     def train_dataloader(self) -> DataLoader:
-        step = self.trainer.global_step if self.trainer else 0  # a resumed training does not repeat the same batches
+        # The seed depends on the training step, so that a resumed training does not repeat the same batches.
+        step = self.trainer.global_step if self.trainer else 0
         generator = torch.Generator().manual_seed(self.seed + step)
         batch_size = min(self.batch_size, len(self.train))
         return DataLoader(

@@ -40,7 +40,9 @@ class AccuracyProbe:
     def row(self, sampler: Sampler, shape: tuple[int, ...], batch_size: int = 64, **labels: object) -> dict:
         """Return the accuracy in % on each bucket (group of concepts by frequency), with 95 % confidence intervals.
 
-        The confidence intervals are computed by a bootstrap over concepts.
+        The returned dictionary maps the name of each bucket to a dictionary with the accuracy, the ends of the
+        confidence interval (``low``, ``high``) and the number of images (``n``). The confidence intervals are computed
+        by a bootstrap over concepts.
 
         Args:
             sampler: function that generates images.

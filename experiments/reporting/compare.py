@@ -43,7 +43,8 @@ def compare(runs: Sequence[Run]) -> Table:
     rows_by_run = [_rows_by_identity(run, identity) for run in runs]
     shared = [key for key in rows_by_run[0] if all(key in rows for rows in rows_by_run)]
     if not shared:
-        raise ValueError(f"{', '.join(str(run.folder) for run in runs)}: the runs have no row in common.")
+        folders = ", ".join(str(run.folder) for run in runs)
+        raise ValueError(f"{folders}: the runs have no row in common; compare runs with a common method and setting.")
     compared = [rows_by_run[0][key] for key in shared]
     bounds = first.results.get("bounds", [])
     distinguishing = varying([row for row in compared if row.get("method") not in bounds], identity)

@@ -298,7 +298,7 @@ def save_figure(figure: Figure, path: Path) -> Path:
         if isinstance(axis.get_major_formatter(), LogFormatterMathtext):
             _readable_log_labels(axis)
     atomic_write(path, lambda temporary: figure.savefig(temporary, format="png", dpi=DPI, bbox_inches="tight"))
-    # A file without creation date is identical if the figure is drawn again.
+    # The creation date is omitted, so that drawing the same figure again gives an identical file.
     options = {"format": "pdf", "bbox_inches": "tight", "metadata": {"CreationDate": None}}
     atomic_write(path.with_suffix(".pdf"), lambda temporary: figure.savefig(temporary, **options))
     plt.close(figure)

@@ -92,7 +92,7 @@ def html_report(
         command: command line of the run.
         versions: version of each package, by the name of the package.
         tables: the tables of the results.
-        details: additional tables below the figures, which the reader has to unfold.
+        details: additional tables below the figures, which are hidden until the reader clicks on their titles.
         thumbnails: groups of small images.
         figures: PNG file of each figure, by the name of the figure.
         notes: sentences below the tables.

@@ -123,7 +123,9 @@ class Run:
         units = self.units
         row = units[(units.method == method) & (units.concept == concept)]
         if row.empty:
-            raise KeyError(f"{self.folder} has no images of concept {concept!r} by method {method!r}: see Run.units.")
+            raise KeyError(
+                f"{self.folder} has no images of concept {concept!r} by method {method!r}: choose a row of Run.units."
+            )
         prompt, path = row.iloc[0][["prompt", "path"]]
         with safe_open(path, framework="pt") as file:
             images, seeds = file.get_tensor("images"), file.get_tensor("seeds")
@@ -169,7 +171,11 @@ class Run:
 
 
 def _newest_folder(arm: Path) -> list[Path]:
-    """Return the files in the latest subfolder of ``arm``, sorted by name; ``arm`` has one subfolder per config."""
+    """Return the files in the subfolder of ``arm`` that contains the most recently modified file, sorted by name.
+
+    ``arm`` is the folder with the generated images of one method. The folder has one subfolder per combination of
+    settings with which the method was run.
+    """
     folders = [folder for folder in arm.iterdir() if any(folder.glob("[!.]*.safetensors"))]
     if not folders:
         return []

@@ -33,6 +33,7 @@ from experiments.reporting.tables import Column, Table
 from rnri.validation import first_line
 
 IDENTITY = ("method", "bucket", "steps", "guidance", "nfe", "prompt", "generated")
+"""Columns of the results that identify a row of a run."""
 BOUND = "is_bound"
 """Column that is true for rows that do not depend on the settings of a run, such as the reconstruction of the VAE."""
 
@@ -139,7 +140,9 @@ def filter_runs(table: pd.DataFrame, where: str | None) -> pd.DataFrame:
     if not isinstance(mask, pd.Series) or not pd.api.types.is_bool_dtype(mask):
         raise ValueError(f"--where {where!r}: must be a condition on the columns, such as psnr > 20; {columns}")
     if not mask.any():
-        raise ValueError(f"--where {where!r}: none of the {len(table)} rows satisfies the condition.")
+        raise ValueError(
+            f"--where {where!r}: none of the {len(table)} rows satisfies the condition; change the condition."
+        )
     return table[mask]
 
 
@@ -151,7 +154,9 @@ def check_values(table: pd.DataFrame, values: Sequence[str]) -> None:
     for value in values:
         texts = [entry for entry in table[value] if entry is not None and not isinstance(entry, int | float)]
         if texts:
-            raise ValueError(f"--values: the column {value!r} must contain numbers, got {texts[0]!r:.60}.")
+            raise ValueError(
+                f"--values: the column {value!r} must contain numbers, got {texts[0]!r:.60}; choose another column."
+            )
 
 
 def plot_sweep(table: pd.DataFrame, keys: Sequence[str], values: Sequence[str]) -> Figure:

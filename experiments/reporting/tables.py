@@ -109,8 +109,8 @@ class Table:
     def best(self) -> list[list[bool]]:
         """Return for each row a list that contains, for each column, whether the cell is bold.
 
-        The cell with the best value of a column in a group of rows is bold.
-        Several values are the best if their printed texts are equal. A group with a single row has no best value.
+        In each group of rows, the cell with the best value of a column is bold. If other values of the column are
+        printed as the same text, their cells are bold, too. A group with a single row has no bold cell.
         """
         best = [[False] * len(self.columns) for _ in self._all_rows]
         groups: dict[tuple[Any, ...], list[int]] = defaultdict(list)

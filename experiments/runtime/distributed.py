@@ -31,8 +31,9 @@ ROOT_PID_ENV = "ROOT_PID_OF_THE_RUN"
 INTERACTIVE_JOB_NAMES = ("bash", "interactive")
 """Slurm job names of interactive shells, which ``salloc`` and ``srun --pty bash`` start."""
 FIRST_RESERVED_STEP = 0xFFFFFFF0  # Slurm reserves job step ids from this value on, for example for the shell of salloc
-PORTS = range(15000, 32000)  # rendezvous ports, below the operating system's range of ephemeral ports
+PORTS = range(15000, 32000)  # ports at which processes connect, below the ports that Linux assigns automatically
 CHILD_PROCESS_STRATEGIES = "spawn|fork|notebook"
+"""Pattern in the names of those Lightning strategies that start child processes of the main process."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,11 @@ def detect_launcher(environment: Mapping[str, str] = os.environ) -> Launcher | N
 
 
 def _integer(environment: Mapping[str, str], name: str, minimum: int = 1) -> int:
-    """Return an environment variable as an integer, or 1 if the variable is not set."""
+    """Return the environment variable ``name`` as an integer, or 1 if the variable is not set.
+
+    Raises:
+        ValueError: the variable is not an integer, or is less than ``minimum``.
+    """
     value = environment.get(name, "1")
     if not value.isdecimal() or int(value) < minimum:
         raise ValueError(f"{name}={value}: must be an integer >= {minimum}; correct or unset this variable.")
@@ -119,16 +124,17 @@ def _has_terminal(process: str) -> bool:
 
 
 def apply_launcher_topology(trainer: DictConfig) -> None:
-    """Set the number of devices and nodes of the trainer to the values of the launcher, and the strategy to DDP.
+    """Configure the trainer for the processes that torchrun or srun started: number of devices and nodes, and DDP.
 
     The config is not modified if the user has set ``trainer.strategy``, ``trainer.devices`` or ``trainer.num_nodes``.
+    The config is not modified either if there is only one process.
 
     Args:
-        trainer: the config ``trainer``, which is modified in place.
+        trainer: the section ``trainer`` of the config, which is modified in place.
 
     Raises:
-        ValueError: an unknown launcher started several processes, or the strategy would start additional processes, or
-            the address at which the processes connect cannot be resolved.
+        ValueError: a launcher other than torchrun and srun started several processes, ``trainer.strategy`` would start
+            additional processes, or the address at which the processes connect cannot be resolved.
     """
     launcher = detect_launcher()
     if launcher is not None and launcher.name == "srun":
@@ -165,7 +171,8 @@ def set_rendezvous(launcher: Launcher) -> None:
     default of Lightning fails if the job step does not run on the first node, or if a node cannot resolve its own name.
     The default also fails if two steps of the job run at the same time.
     """
-    # Lightning compares SLURM_NTASKS_PER_NODE with trainer.devices, but Slurm may have set the value of the whole job.
+    # Lightning requires that SLURM_NTASKS_PER_NODE is equal to trainer.devices. Slurm may have set the variable to the
+    # value of the whole job, which can differ from the value of this job step.
     os.environ["SLURM_NTASKS_PER_NODE"] = str(launcher.devices)
     for name in ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID"):
         if not os.environ.get(name):
@@ -222,12 +229,14 @@ def check_topology(trainer: Trainer, strategy: str) -> None:
 
 
 def set_process_group_timeout(units: bool = True) -> None:
-    """Set the timeout of DDP process groups to ``PROCESS_GROUP_TIMEOUT`` instead of PyTorch's default of half an hour.
+    """Set the timeout of DDP process groups to ``PROCESS_GROUP_TIMEOUT``, and choose their communication backend.
+
+    PyTorch's default timeout is half an hour.
 
     Args:
-        units: True for a run that trains no network, whose processes exchange no gradients; False for a training. If
-            ``units`` is True, the processes use the backend gloo also on GPUs, because gloo reports a dead process at
-            once. The backend NCCL would wait for the dead process.
+        units: False for a training; True for a run that trains no network, whose processes exchange no gradients. If
+            ``units`` is True, the backend is gloo, also on GPUs. Gloo reports a dead process at once, whereas NCCL
+            waits for the dead process.
     """
     for name in StrategyRegistry.available_strategies():
         entry = StrategyRegistry[name]

@@ -28,8 +28,8 @@ from uuid import uuid4
 
 from experiments.cache.atomic import CannotWrite
 
-HEARTBEAT_INTERVAL_S = 3.0
-LEASE_TIMEOUT_S = 45.0
+HEARTBEAT_INTERVAL_S = 3.0  # time between two writes of the file that shows that a process is alive
+LEASE_TIMEOUT_S = 45.0  # a process on another machine counts as dead if its file was not written for this time
 OWNER_FILE = "owner.json"
 REMEDY = "free some space or choose another run_dir, and run the same command again; finished results are kept"
 
@@ -60,7 +60,9 @@ def _pid_namespace() -> str:
     try:
         return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
-        return f"{sys.platform} {uuid4().hex}"  # without /proc: with a unique id, is_alive() uses heartbeats
+        # Without /proc, a unique id is returned. No two processes then seem to run on the same machine, and is_alive()
+        # uses heartbeats instead of process ids.
+        return f"{sys.platform} {uuid4().hex}"
 
 
 def _start_time(pid: int) -> str | None:
@@ -73,9 +75,14 @@ def _start_time(pid: int) -> str | None:
 
 
 def _takeover_name(name: str, current: str, owner: Owner) -> str:
-    """Return the name of the lease that replaces the lease ``current`` of the dead process ``owner``.
+    """Return the name of the lease that replaces a lease of a dead process.
 
     The name contains a hash, so that its length does not grow if leases are replaced repeatedly.
+
+    Args:
+        name: name of the original lease.
+        current: name of the lease to replace, which is the original lease or a replacement of the original lease.
+        owner: the dead process that holds the lease ``current``.
     """
     return f"{name}~{hashlib.sha256(f'{current} {owner.id}'.encode()).hexdigest()[:24]}"
 
@@ -88,7 +95,7 @@ def _device_of(folder: Path) -> int | None:
 
 
 class LeaseManager:
-    """Acquires leases in the folder ``root`` for this process, and returns the owners of other leases.
+    """Acquires leases in the folder ``root`` for this process, and looks up the processes that hold other leases.
 
     A lease is the temporary exclusive right of a process, for example to compute a result. While a process holds
     leases, a thread regularly writes a heartbeat file, which shows that the process is alive.
@@ -142,7 +149,10 @@ class LeaseManager:
         return self._create(lease, note)
 
     def owner_of(self, name: str) -> tuple[Owner, dict[str, Any]] | None:
-        """Return the owner and the note of the lease ``name``, or None if no live process holds the lease."""
+        """Return the owner of the lease (exclusive right) ``name``, and the values that are stored with the lease.
+
+        If no live process holds the lease, None is returned.
+        """
         lease = name
         while (content := self._read(lease)) is not None:
             owner, note = content
@@ -176,16 +186,20 @@ class LeaseManager:
                 (self._heartbeats / self.me.id).unlink(missing_ok=True)
 
     def finish(self) -> None:
-        """Release the leases of this process, and delete the folder of leases if no other process uses the folder."""
+        """Release the leases (exclusive rights) of this process.
+
+        If no other process uses the folder of leases, the folder is deleted.
+        """
         try:
             others = self._others_alive()
-        except OSError:  # not raised, because it could hide the error that ended the run
+        except OSError:  # this error is not raised, because it could hide the error that ended the run
             others = True
         self.close()
         if not others:
             shutil.rmtree(self.root, ignore_errors=True)
 
     def _others_alive(self) -> bool:
+        """Return whether another live process uses the folder of leases."""
         ids = [path.name for path in self._heartbeats.iterdir()] if self._heartbeats.is_dir() else []
         owners = {owner.id: owner for owner in map(self._owner, self._leases()) if owner is not None}
         return any(id != self.me.id and (id not in owners or self.is_alive(owners[id])) for id in ids)
@@ -237,14 +251,15 @@ class LeaseManager:
         try:
             temporary.mkdir()
             (temporary / OWNER_FILE).write_text(json.dumps({"owner": vars(self.me), "note": dict(note or {})}))
-            os.rename(temporary, self.root / lease)  # fails if the lease exists: its folder is never empty
+            os.rename(temporary, self.root / lease)  # fails if the lease exists, because the folder is never empty
             return True
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
             owner = self._owner(lease)
             if owner is None:
                 raise CannotWrite(f"{self.root} cannot be written ({error.strerror}): {REMEDY}.") from error
-            return owner.id == self.me.id  # a rename can succeed although the response of the file server is lost
+            # The rename may have succeeded although it raised an error, if the response of the file server was lost.
+            return owner.id == self.me.id
 
     def _owner(self, lease: str) -> Owner | None:
         content = self._read(lease)

@@ -25,9 +25,9 @@ from rnri.validation import describe
 WANDB_ID_FILE = "wandb_id"
 """Name of the file in the run's folder that contains the id of the W&B run."""
 EXTRAS = {"TensorBoardLogger": "tensorboard", "MLFlowLogger": "mlflow"}
-"""Loggers that need a package which is not installed by default: the name of the package by the class name.
+"""Packages that are not installed by default, by the class name of the logger that needs the package.
 
-Each package is an extra (group of optional dependencies) with the same name in ``pyproject.toml``.
+For each package, ``pyproject.toml`` has an extra (group of optional dependencies) with the name of the package.
 """
 MAX_JOB_TYPE_CHARS = 64  # maximum length of a job type in W&B
 
@@ -92,7 +92,7 @@ def omit_anonymous_option(loggers: Sequence[Logger]) -> None:
 
 @rank_zero_only
 def log_config(loggers: Sequence[Logger], config: DictConfig) -> None:
-    """Log the resolved config to all loggers except CSV, and write the id of the W&B run to a file of the run."""
+    """Log the resolved config to all loggers except CSV, and write the id of the W&B run to the file ``wandb_id``."""
     for logger in loggers:
         if not isinstance(logger, CSVLogger):
             logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))

@@ -57,7 +57,7 @@ class Progress:
             )
 
     def set_stage(self, text: str) -> None:
-        """Show ``text`` as the stage of the current unit."""
+        """Show ``text``, the current stage of the computation, after the number of finished units."""
         self.bar.set_postfix_str(text)
         if self._log is not None:
             self._log.set_stage(text)
@@ -122,7 +122,9 @@ class _Log:
 
 @dataclass
 class _Part:
-    """The units of work of one part of a run, such as a method.
+    """Numbers of finished and unfinished units of work (such as the images of one concept) in one part of a run.
+
+    A part of a run is, for example, one of the compared methods.
 
     Attributes:
         unit: singular noun for a unit of work, such as ``concept``.
@@ -142,8 +144,8 @@ class _Part:
 class RunProgress:
     """Shows how much of a run is finished, and the estimated remaining time.
 
-    The units of work of a run belong to parts, such as the methods that the run compares. Each unit of work is weighted
-    by its planned number of network evaluations.
+    A unit of work, such as the images of one concept, belongs to a part of the run, such as one of the compared
+    methods. Each unit of work is weighted by its planned number of network evaluations.
 
     If stderr is a terminal, the progress is shown as a bar. If stderr is not a terminal, a line is printed after each
     batch. During the computation of a long batch, a line with the current step is printed at most once per minute.
@@ -160,7 +162,7 @@ class RunProgress:
         self._cost_before = 0.0
 
     def add(self, part: str, unit: str, cost: float, *, done: bool) -> None:
-        """Add a unit of work to a part of the run.
+        """Add a unit of work, such as the images of one concept, to a part of the run, such as a method.
 
         Args:
             part: name of the part, such as a method.
@@ -176,7 +178,7 @@ class RunProgress:
             entry.done_cost += cost
 
     def start(self, visible: bool) -> None:
-        """Start the clock, and show the progress if ``visible``. Only the first call has an effect."""
+        """Start to measure elapsed time, and show the progress if ``visible``. Only the first call has an effect."""
         if self._start_time is not None:
             return
         self._start_time = self._last_time = time.monotonic()
@@ -193,7 +195,7 @@ class RunProgress:
             )
 
     def begin(self, part: str) -> None:
-        """Show that units of work of ``part`` are being computed."""
+        """Show that units of work of ``part`` (a part of the run, such as a method) are being computed."""
         self._part = part
         self.bar.set_description_str(self._counts())
 
@@ -204,7 +206,7 @@ class RunProgress:
             self._print(text)
 
     def finish(self, part: str, costs: Sequence[float]) -> None:
-        """Count units of work as finished.
+        """Count units of work, such as the images of one concept, as finished.
 
         Args:
             part: name of the part of the run.
@@ -285,7 +287,9 @@ def timed(call: Callable[[], Any], wait: Callable[[], None] = lambda: None, repe
 
 @rank_zero_only
 def print_estimate(units: int, nfe: float, seconds: float, *, unit: str = "unit", done: int = 0) -> None:
-    """Print the number of units of work and network evaluations, and the estimated duration of a run.
+    """Print how much a run has to compute: units of work, network evaluations and estimated duration.
+
+    A unit of work is the smallest part of a run that a resumed run can skip, such as the images of one concept.
 
     Args:
         units: number of all units of work, including finished units.

@@ -63,7 +63,7 @@ def join_or_start_run(config: DictConfig, task: Any, trainer: Trainer) -> LeaseM
 def _take_over(leases: LeaseManager, results: Path) -> Callable[[], bool]:
     """Return a function that takes over the folder from a dead run, and returns whether this run writes the report.
 
-    This run has to write the report if the run that it joined has died before it wrote the file ``results``.
+    This run has to write the report if the other run has died before the other run wrote the file ``results``.
     """
     time_before = _modification_time(results)
 
@@ -74,5 +74,8 @@ def _take_over(leases: LeaseManager, results: Path) -> Callable[[], bool]:
 
 
 def _modification_time(file: Path) -> int | None:
-    """Return the modification time of ``file`` in nanoseconds, by the clock of the file server; None without file."""
+    """Return the modification time of ``file`` in nanoseconds, or None if ``file`` does not exist.
+
+    On a network file system, the modification time is a time of the server's clock.
+    """
     return file.stat().st_mtime_ns if file.is_file() else None

@@ -11,7 +11,10 @@ from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryV
 from experiments.config.short_keys import SHORT_KEYS
 
 KEYS_WITHOUT_EFFECT_ON_RESULTS = ("trainer", "logger", "run_dir", "plan", *SHORT_KEYS)
-"""Top-level config keys that may differ between two runs in the same folder, or between two parts of a training."""
+"""Top-level config keys that may differ between two runs in the same folder.
+
+The keys may also differ between an interrupted training and the run that resumes the training.
+"""
 
 
 def run_settings(config: DictConfig) -> dict[str, Any]:
@@ -20,15 +23,16 @@ def run_settings(config: DictConfig) -> dict[str, Any]:
     copy.run_dir = "run_dir"
     try:
         settings = OmegaConf.to_container(copy, resolve=True)
-    except (MissingMandatoryValue, InterpolationToMissingValueError):  # if the task needs the value, it raises an error
+    except (MissingMandatoryValue, InterpolationToMissingValueError):
+        # A value is missing. If the task needs the value, the task raises an error later.
         settings = OmegaConf.to_container(copy)
     return {str(name): value for name, value in settings.items() if name not in KEYS_WITHOUT_EFFECT_ON_RESULTS}
 
 
 def first_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
-    """Return the first key whose value differs, the value in ``before`` and the value in ``now``.
+    """Return the first dotted key whose values in ``before`` and ``now`` differ, followed by the two values.
 
-    A missing value is None. The function returns None if all values are equal.
+    If a key is missing in ``before`` or ``now``, the value is None. If all values are equal, the function returns None.
     """
     old, new = (dict(_leaves(settings, "")) for settings in (before, now))
     keys = [*new, *(key for key in old if key not in new)]

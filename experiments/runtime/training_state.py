@@ -1,4 +1,4 @@
-"""Resuming an interrupted training: check of the last checkpoint, and repeated logging of earlier values."""
+"""Resuming an interrupted training: checks the last checkpoint, and logs the earlier values of metrics again."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def check_checkpoint(trainer: Trainer, settings: dict[str, Any]) -> None:
 
 @rank_zero_only
 def log_earlier_values(trainer: Trainer, checkpoint: Path) -> None:
-    """Log the values of the interrupted training again, to loggers that do not keep them when a training resumes.
+    """Log the metrics of the interrupted training again, to loggers that lose these metrics when a training resumes.
 
     The file of the CSV logger is overwritten when a training resumes, and a new W&B run is empty. The values are read
     from ``metrics.csv``. Values after ``checkpoint`` are omitted, because the training computes these values again.

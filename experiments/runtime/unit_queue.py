@@ -30,9 +30,9 @@ from experiments.runtime.progress import RunProgress
 from experiments.runtime.running_means import RunningMeans, loggers_without_history
 
 Stage = tuple[LightningModule, "UnitDataModule"]
-"""A module whose ``predict_step`` computes units of work and writes results to disk, and its data module."""
+"""A pair of a Lightning module, whose ``predict_step`` computes units of work and writes results, and a data module."""
 
-POLL_INTERVAL_S = 0.5  # time between two checks whether other processes have finished their units
+POLL_INTERVAL_S = 0.5  # seconds between two checks whether other processes have finished their units of work
 PEER_DIED_MESSAGE = "another process of this run has died: run the same command again; finished results are kept."
 CONNECTION_ERRORS = (
     "connection closed by peer",
@@ -65,7 +65,7 @@ class ResumableRun:
     def writes_report(self, trainer: Trainer) -> bool:
         """Return whether this process writes the report.
 
-        The report is written by rank 0 of one of the runs in the folder.
+        If several runs compute results in the same folder, rank 0 of one of these runs writes the report.
         """
         is_reporter: Callable[[], bool] | None = vars(self).get("is_reporter")
         return trainer.is_global_zero and (is_reporter is None or is_reporter())
@@ -74,7 +74,8 @@ class ResumableRun:
 class UnitDataModule(LightningDataModule):
     """A Lightning data module that distributes units of work to processes, as batches for ``predict_step``.
 
-    Only units of work whose results are not on disk yet are computed. A process acquires a lease (a temporary exclusive
+    A unit of work is the smallest part of a run that a resumed run can skip, such as the images of one concept. Only
+    units of work whose results are not on disk yet are computed. A process acquires a lease (a temporary exclusive
     right) on each unit of work in a group, computes the group, and continues with the next group. When no group is
     left, the process waits for other processes. If another process dies, the waiting process takes over its work.
 
@@ -110,7 +111,7 @@ class UnitDataModule(LightningDataModule):
         self._counted: set[int] = set()
 
     def done(self, unit: Any) -> bool:
-        """Return whether the result of the unit of work ``unit`` is on disk."""
+        """Return whether the result of the unit of work ``unit``, such as the images of one concept, is on disk."""
         raise NotImplementedError
 
     def lease_name(self, unit: Any) -> str:
@@ -118,11 +119,11 @@ class UnitDataModule(LightningDataModule):
         raise NotImplementedError
 
     def groups(self, units: list[Any]) -> list[list[Any]]:
-        """Split the units of work ``units`` into groups that are computed together. Default: one unit per group."""
+        """Split the units of work ``units`` into groups, each computed as one batch. Default: one unit per group."""
         return [[unit] for unit in units]
 
     def load(self, units: list[Any]) -> Any:
-        """Return the batch for ``predict_step`` from the units of work ``units`` that this process has to compute."""
+        """Return the batch with which ``predict_step`` computes the units of work ``units``. Default: ``units[0]``."""
         return units[0]
 
     def part(self, unit: Any) -> str:
@@ -134,13 +135,13 @@ class UnitDataModule(LightningDataModule):
         return 1.0
 
     def add_to_progress(self) -> None:
-        """Add all units of work to the progress of the run, before the first unit is computed."""
+        """Add all units of work, finished or not, to the displayed progress, before the first unit is computed."""
         self._counted = {k for k, unit in enumerate(self.units) if self.done(unit)}
         for k, unit in enumerate(self.units):
             self.progress.add(self.part(unit), self.unit_noun, self.cost(unit), done=k in self._counted)
 
     def count(self, indices: Iterable[int]) -> None:
-        """Count units of work as finished in the progress, except units that have already been counted."""
+        """Count the units of work with these indices as finished in the displayed progress, each unit only once."""
         by_part: dict[str, list[float]] = {}
         for k in indices:
             if k not in self._counted:
@@ -164,7 +165,7 @@ class UnitDataModule(LightningDataModule):
                 )
 
     def all_done(self) -> bool:
-        """Return whether the results of all units of work are on disk."""
+        """Return whether the results of all units of work (such as the images of each concept) are on disk."""
         return all(map(self.done, self.units))
 
     def predict_dataloader(self) -> UnitLoader:
@@ -203,6 +204,8 @@ class UnitDataModule(LightningDataModule):
 class UnitQueue:
     """Iterates over the batches that this process computes.
 
+    A batch consists of one or more units of work, such as the images of one concept.
+
     Args:
         data: data module with the units of work.
         leases: manager with which this process acquires leases (exclusive rights) on units of work.
@@ -235,7 +238,11 @@ class UnitQueue:
                 time.sleep(POLL_INTERVAL_S)
 
     def _acquire(self, group: list[int]) -> list[int]:
-        """Acquire leases (exclusive rights) on unfinished units of work in ``group``; return their indices."""
+        """Acquire leases (exclusive rights) on the unfinished units of work with the indices ``group``.
+
+        Returns:
+            The indices of the units of work whose lease this process now holds.
+        """
         data = self.data
         acquired: list[int] = []
         for k in group:
@@ -256,6 +263,8 @@ class UnitQueue:
 
 class CachedUnitDataModule(UnitDataModule):
     """A data module of units of work whose results are files in several folders. Subclasses define ``address``.
+
+    A unit of work is the smallest part of a run that a resumed run can skip, such as the images of one concept.
 
     Args:
         units: all units of work of the stage, including finished units.
@@ -335,7 +344,8 @@ def raise_on_sigterm(trainer: Trainer) -> Iterator[None]:
 def run_stages(trainer: Trainer, *stages: Stage) -> None:
     """Compute all units of work that are not on disk, and return when all processes have finished.
 
-    The stages are computed one after the other. Before the first stage, temporary files of killed processes are
+    A unit of work is the smallest part of a run that a resumed run can skip, such as the images of one concept. The
+    stages are computed one after the other. Before the first stage, temporary files of killed processes are
     deleted. If the results of all units of work are on disk, Lightning starts no processes.
 
     Processes that an external launcher has started run every stage, even if all results seem to be on disk, because a
@@ -365,7 +375,7 @@ def run_stages(trainer: Trainer, *stages: Stage) -> None:
 
 
 def _compute(trainer: Trainer, stages: Sequence[Stage]) -> bool:
-    """Run the stages with missing results, and return whether a stage was run."""
+    """Run the prediction loop of every stage with missing results, and return whether a prediction loop was run."""
     several = trainer.world_size > 1
     launched = several and trainer.strategy.cluster_environment.creates_processes_externally
     if not launched and all(data.all_done() for _, data in stages):

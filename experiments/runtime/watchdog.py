@@ -1,7 +1,8 @@
 """Watchdogs: a process exits when its parent process has died, and a Slurm job is requeued before its time limit.
 
-A thread polls the id of the parent process, because the signal of ``prctl(PR_SET_PDEATHSIG)`` exists only on Linux, and
-because its Python handler could not print the error message while a collective operation blocks the main thread.
+A thread polls the id of the parent process. The alternative is ``prctl(PR_SET_PDEATHSIG)``, a function of Linux that
+sends a signal when the parent process dies. A Python handler of the signal could not print an error message while a
+collective operation blocks the main thread.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from experiments.runtime.distributed import ROOT_PID_ENV, detect_launcher
 from experiments.runtime.unit_queue import PEER_DIED_MESSAGE
 
-POLL_INTERVAL_S = 1.0
-CONNECT_TIMEOUT_S = 60.0
+POLL_INTERVAL_S = 1.0  # seconds between two checks whether the parent process is alive
+CONNECT_TIMEOUT_S = 60.0  # timeout in seconds of the test connection to torchrun
 
 
 def install_watchdogs() -> None:
@@ -86,7 +87,7 @@ def _check_torchrun() -> None:
 
 
 def exit_when_parent_dies(parent: int) -> None:
-    """Start a thread that ends this process when its parent process dies."""
+    """Start a thread that ends this process when its parent process, which has the id ``parent``, dies."""
 
     def watch() -> None:
         while os.getppid() == parent:
