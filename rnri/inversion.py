@@ -286,7 +286,7 @@ class ImplicitInverter(Inverter):
         return replace(self, solver=solver)
 
     def guess(self, problem: ImplicitStep, history: PredictionHistory) -> Tensor:
-        """Return the initial guess ``[B,C,h,w]`` of the equation ``problem``, as :attr:`initial_guess` determines.
+        """Return the initial guess ``[B,C,h,w]`` of the equation ``problem``, as ``initial_guess`` determines.
 
         ``history`` contains the network's predictions in previous inversion steps, which the guesses ``extrapolated``
         and ``fitted`` use.

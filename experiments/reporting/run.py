@@ -159,7 +159,7 @@ class Run:
         }
 
     def centroid(self, concept: str, inverter: str) -> Tensor:
-        """Return the centroid ``[C,h,w]`` (:func:`nao.centroid`) of the inverted seeds of a concept's reference images.
+        """Return the centroid ``[C,h,w]`` (``nao.centroid``) of the inverted seeds of a concept's reference images.
 
         Raises:
             KeyError: the run has no seeds of the concept that were inverted with ``inverter``.
