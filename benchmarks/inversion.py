@@ -22,9 +22,7 @@ steps runs in a new process.
 from __future__ import annotations
 
 import multiprocessing
-import resource
 import statistics
-import sys
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -37,7 +35,7 @@ from torch import Tensor
 
 from benchmarks import arguments
 from experiments.config.project import project_path
-from experiments.runtime.device import synchronize
+from experiments.runtime.device import peak_memory, synchronize
 from rnri import Denoiser, Inverter, LatentDiffusion, NoisePredictor
 
 CONFIGS = Path(project_path("configs"))
@@ -146,7 +144,7 @@ def measure(case: Case, model: LatentDiffusion | None = None) -> dict[str, float
         model: the model of ``case``; None if the model has to be loaded.
     """
     model = model or load(case.model, case.device, case.dtype)
-    before = _peak(model.device)
+    before = peak_memory(model.device)
     inverter = load_method(case.method)
     schedule = model.schedule(case.steps)
     predictor = model.predictor(["a drawing of a camel"] * case.batch, case.guidance)
@@ -166,21 +164,13 @@ def measure(case: Case, model: LatentDiffusion | None = None) -> dict[str, float
         "seconds": seconds,
         "ratio": seconds / (nfe * case.steps * full_batch_call),
         "ratio_of_calls": seconds / sum(duration for _, duration in timer.calls),
-        "memory": (_peak(model.device) - before) / MEBIBYTE,
+        "memory": (peak_memory(model.device) - before) / MEBIBYTE,
     }
 
 
 def _now(device: torch.device) -> float:
     synchronize(device)
     return time.perf_counter()
-
-
-def _peak(device: torch.device) -> int:
-    """Return the peak memory in bytes of the GPU, or of this process if the device is a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def main() -> None:

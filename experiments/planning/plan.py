@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,7 +15,7 @@ from experiments.config.trainer_options import is_training
 from experiments.planning.cost import Cost, StagePlan
 from experiments.planning.gpu_times import format_hours, load_times
 from experiments.reporting.tables import markdown_table
-from experiments.runtime.device import synchronize
+from experiments.runtime.device import peak_memory, synchronize
 from experiments.runtime.progress import format_duration, timed
 from rnri import LatentDiffusion
 
@@ -103,13 +101,8 @@ def format_time_estimate(
     times = seconds_per_image(model, prompts, stages)
     seconds = sum(getattr(cost, name) * time for name, time in times.items())
     device = model.noise([0], 0).device
-    if device.type == "cuda":
-        peak_bytes = torch.cuda.max_memory_allocated(device)
-        peak = f"{peak_bytes / BYTES_PER_GB:.2f} GB on {torch.cuda.get_device_name(device)}"
-    else:
-        unit = 1 if sys.platform == "darwin" else 1024  # macOS reports bytes, Linux reports kibibytes
-        peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-        peak = f"{peak_bytes / BYTES_PER_GB:.2f} GB of this process"
+    owner = f"on {torch.cuda.get_device_name(device)}" if device.type == "cuda" else "of this process"
+    peak = f"{peak_memory(device) / BYTES_PER_GB:.2f} GB {owner}"
     measured = ", ".join(f"{name.replace('_', ' ')} {time * 1e3:.3g} ms" for name, time in times.items())
     durations = "; ".join(
         f"{n} {'device' if n == 1 else 'devices'}: {format_duration(seconds / n)}" for n in sorted({1, devices, 8, 64})

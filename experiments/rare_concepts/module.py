@@ -34,8 +34,8 @@ class RareConceptModule(LightningModule):
     The file of a concept, called a unit, contains the results of n samples (generated images):
 
     - ``images``, ``uint8 [m, 3, H, W]``: the m samples without NaN and infinity.
-    - ``seeds``, ``float32 [n, C, h, w]``: the seed of each sample. If an image
-      contains NaN or infinity, its seed is stored as NaN.
+    - ``seeds``, ``float32 [n, C, h, w]``: the seed of each sample. If an image contains NaN or infinity, its seed is
+      stored as NaN.
     - a record of durations, with one entry per sample.
 
     A sample with NaN or infinity does not change the other samples.
