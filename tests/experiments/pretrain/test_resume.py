@@ -13,6 +13,7 @@ from experiments.config.errors import one_line
 from experiments.runtime.loggers import finish_loggers, log_config
 from experiments.runtime.setup import setup
 from tests.experiments.pretrain.configured import configured
+from tests.wandb_files import wait_for_exit_record
 from tools.inspect_wandb import records
 
 LOGGERS = ("logger=wandb", "logger.wandb.offline=true", "trainer.log_every_n_steps=1")
@@ -68,6 +69,7 @@ def test_last_offline_file_of_wandb_contains_the_steps_of_both_parts(trained):
     assert wandb.run is None
     first, last = sorted(trained.glob("run/wandb/offline-run-*/*.wandb"))  # the name of a folder starts with its time
     assert first.name == last.name  # the id of the W&B run
+    wait_for_exit_record(last)
     steps = []
     for record in records(last):
         values = {item.key or ".".join(item.nested_key): item.value_json for item in record.history.item}

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import time
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -17,6 +15,7 @@ from experiments.runtime.setup import setup
 from rnri import LatentDiffusion
 from tests.commands import composed, forked, run_in_process
 from tests.experiments import tiny_configs as small
+from tests.wandb_files import wait_for_exit_record
 from tools.inspect_wandb import records, summarize
 
 pytestmark = pytest.mark.slow
@@ -140,14 +139,6 @@ def test_samples_have_one_row_per_image(run):
     assert (optimized["loss"] <= optimized["initial_loss"]).all()
 
 
-def finished_file(path: Path) -> str:
-    """Describe the file of a W&B run once it is complete; W&B's process writes its end shortly after ours exits."""
-    deadline = time.monotonic() + 600
-    while "state: finished" not in (text := summarize(path)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return text
-
-
 @pytest.fixture(scope="module")
 def wandb_folder(run):
     (folder,) = run[0].glob("wandb/offline-run-*")
@@ -167,7 +158,8 @@ def test_wandb_gets_a_table_of_concepts(wandb_folder):
 
 def test_wandb_gets_running_means_figures_and_tables(wandb_folder, table):
     (path,) = wandb_folder.glob("*.wandb")
-    text = finished_file(path)
+    wait_for_exit_record(path)
+    text = summarize(path)
     assert "group rare_concepts, job type plain+seedselect_ddim+seedselect_rnri+seedselect_ours+1 more" in text
     assert "state: finished" in text
     assert "last values of the metrics at steps 1 to 15:" in text
@@ -179,7 +171,7 @@ def test_wandb_gets_running_means_figures_and_tables(wandb_folder, table):
 
 def test_wandb_file_of_a_killed_run_is_readable(wandb_folder, tmp_path):
     (path,) = wandb_folder.glob("*.wandb")
-    finished_file(path)
+    wait_for_exit_record(path)
     truncated = tmp_path / "killed.wandb"
     truncated.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     complete = [record.num for record in records(path)]
