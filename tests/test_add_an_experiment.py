@@ -66,6 +66,7 @@ def test_config_starts_with_its_description():
     assert re.fullmatch(r"# [A-Z].*\.", description)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "path", sorted((PROJECT / "configs" / "experiment").glob("*.yaml")), ids=lambda path: path.stem
 )

@@ -364,13 +364,19 @@ class BestIterate:
         self.result = replace_rows(self.result, rows, mask, z)
 
     def solution(self, tolerance: float, counter: EvaluationCounter) -> Solution:
-        residual = torch.tensor(self.residual, dtype=torch.float64)
-        residual[torch.tensor(self.diverged)] = math.inf
-        converged = residual <= tolerance
+        residual = [math.inf if diverged else r for r, diverged in zip(self.residual, self.diverged, strict=True)]
+        converged = torch.tensor([r <= tolerance for r in residual])
         z = self.result
         if converged.any():
             z = torch.where(to_device(converged, z.device).view(-1, 1, 1, 1), self.z, z)
-        return Solution(z, residual, torch.tensor(counter.forward), torch.tensor(counter.backward), converged, self.f)
+        return Solution(
+            z,
+            torch.tensor(residual, dtype=torch.float64),
+            torch.tensor(counter.forward),
+            torch.tensor(counter.backward),
+            converged,
+            self.f,
+        )
 
 
 def replace_rows(table: Tensor, rows: list[int], mask: list[bool], values: Tensor) -> Tensor:

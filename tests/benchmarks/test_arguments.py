@@ -48,6 +48,7 @@ def files(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("offline")
 @pytest.mark.parametrize(("name", "options"), CASES, ids=lambda value: value)
 def test_bad_option_is_one_line(name, options, files, monkeypatch, capsys):

@@ -18,6 +18,7 @@ def test_accurate_device_passes(monkeypatch, capsys):
     assert line[:3] == ["emoji_lcm", "float32", "1"] and line[3] == line[4]
 
 
+@pytest.mark.slow
 def test_inaccurate_device_fails(monkeypatch, capsys):
     results = iter([gpu.RoundTripResult(1e-6, None), gpu.RoundTripResult(1e-2, 1.0)])
     monkeypatch.setattr(gpu, "round_trip", lambda *_: next(results))

@@ -34,6 +34,7 @@ def test_checkpointed_memory_grows_by_one_latent_per_step(networks):
     assert many - few <= 6 * 8 * 4 * 16 * 16  # float64
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mode", "nfe"), [("full", (8, 4)), ("checkpoint", (12, 4)), ("last1", (8, 1))])
 def test_bare_seconds_count_the_actual_calls(networks, mode, nfe):
     bench = Bench(*networks, Case(mode, 1, 4, 1.0, 1))

@@ -19,6 +19,7 @@ from nao.polyline import descend_centroid
 from tests.nao.problems import SHAPE, D, centroid_energy, rotate, seeds, slerp_energy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [2, 3, 5])
 @pytest.mark.parametrize("scale", [0.8, 1.0, 1.2])
 def test_perturbed_centroid_has_a_higher_energy(n, scale):

@@ -44,6 +44,7 @@ def test_majority_of_equal_typical_seeds_is_the_centroid(word, dtype):
     assert result.energy.item() == pytest.approx(rest.item(), rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [0.8, 1.2])
 @pytest.mark.parametrize("word", ["aab", "aaab", "aaabb", "aabc", "aabbc", "aabbcd"])
 def test_equal_seeds_with_atypical_norms_converge_to_the_minimum(word, scale):
@@ -88,6 +89,7 @@ def test_centroid_of_seeds_along_a_path_is_their_median():
     assert even.energy.item() == pytest.approx(cost.item(), rel=1e-3)  # up to the cost of its norm
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [0.8, 1.0, 1.2])
 @pytest.mark.parametrize("distance", [1e-12, 1e-9, 1e-7, 1e-6, 1e-5, 1e-3, 0.1])
 def test_almost_coinciding_seeds_converge_to_the_minimum(distance, scale):

@@ -52,6 +52,7 @@ def test_every_path_converges(d):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("d", SIZES)
 def test_derivatives_equal_finite_differences_of_the_energy(d):
     t, angle = random_ends(d)

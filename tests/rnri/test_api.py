@@ -103,6 +103,7 @@ def assert_regenerates(pipe, inversion):
     assert (regenerated - inversion.z0).abs().max() < 0.02 * inversion.z0.abs().max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PIPES)
 def test_pipeline_call_regenerates_the_image(name):
     pipe = small_outputs(name)

@@ -53,6 +53,7 @@ SOLVERS = [
 SOLVER_IDS = [f"{type(solver).__name__}-{i}" for i, solver in enumerate(SOLVERS)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [4, 20])
 @pytest.mark.parametrize(
     "solver",
@@ -161,6 +162,7 @@ def exact_model():
     return LatentDiffusion(tiny_stable_diffusion("v_prediction").to(torch.float64))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", SOLVERS, ids=SOLVER_IDS)
 @pytest.mark.parametrize(("guess", "allocation"), [("plain", "uniform"), ("fitted", "by_difficulty")])
 def test_result_does_not_depend_on_batch(exact_model, solver, guess, allocation):
@@ -178,6 +180,7 @@ def test_result_does_not_depend_on_batch(exact_model, solver, guess, allocation)
         assert torch.equal(batched.nfe[:, i], alone.nfe[:, 0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", SOLVERS, ids=SOLVER_IDS)
 def test_counts_agree_with_the_predictor(model, solver):
     z0 = torch.randn(3, *LATENT_SHAPE, generator=torch.Generator().manual_seed(0))
@@ -453,6 +456,7 @@ def converted_model(request):
     return LatentDiffusion(tiny_stable_diffusion().to(request.param))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", SOLVERS, ids=SOLVER_IDS)
 def test_networks_of_every_dtype(converted_model, solver):
     z0 = torch.randn(2, *LATENT_SHAPE, generator=torch.Generator().manual_seed(0))

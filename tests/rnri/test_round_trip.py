@@ -112,6 +112,7 @@ def test_embedded_model_round_trip_is_within_tolerance(embedded, solver):
     assert ((reconstruction - z0[:1]).abs().flatten(1).mean(1) < 20 * len(steps) * solver.tolerance).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_embedded_model_result_does_not_depend_on_batch(embedded, guidance):
     """In float32; in half precision the last digits of the network's sums, which do depend on it, are visible."""

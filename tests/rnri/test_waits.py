@@ -112,6 +112,7 @@ def test_one_synchronization_per_evaluation(synchronizations, inverter, max_tran
     torch.testing.assert_close(seed, on_cpu.float(), atol=2e-3, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "inverter",
     [
@@ -167,6 +168,7 @@ def accelerated(nfe_per_step, extra_evaluations=0):
     return anderson_inverter(nfe_per_step, tolerance=0, extra_evaluations=extra_evaluations)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_at_most_one_wait_per_trajectory_with_a_fixed_number_of_evaluations(name, synchronizations, monkeypatch):
     inverter = METHODS[name]()
@@ -186,6 +188,7 @@ def test_at_most_one_wait_per_trajectory_with_a_fixed_number_of_evaluations(name
         assert synchronizations.transfers <= 1 and synchronizations.operations == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nfe_per_step, extra", [(2, 0), (1, 0), (1, 1), (5, 0)])
 @pytest.mark.parametrize("steps", [4, 20])
 def test_accelerated_on_a_device_equals_the_cpu(nfe_per_step, extra, steps, synchronizations, monkeypatch):
@@ -207,6 +210,7 @@ def test_accelerated_on_a_device_equals_the_cpu(nfe_per_step, extra, steps, sync
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "nfe", "tolerance"), [("fixed point", 5, 0), ("accelerated", 1, 1e-6)])
 @pytest.mark.parametrize("steps", [4, 20, 50])
 def test_waits_do_not_depend_on_the_number_of_steps(method, nfe, tolerance, steps, synchronizations, monkeypatch):

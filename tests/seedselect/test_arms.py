@@ -25,6 +25,7 @@ def arms(*overrides: str) -> dict[str, Arm]:
     return instantiate(composed(*overrides).task.arms, _convert_="all")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("group", "option", "package"), OPTIONS)
 def test_option_gives_an_arm_with_a_unique_cache_key(group, option, package):
     arm = arms(f"{group}{package}={option}")["seedselect_rnri"]

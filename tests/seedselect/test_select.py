@@ -178,6 +178,7 @@ def test_early_stopping_does_not_change_earlier_iterations():
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("norm", ["free", "keep"])
 def test_samples_of_a_batch_are_independent(norm, optimizer):

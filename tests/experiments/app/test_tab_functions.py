@@ -43,6 +43,7 @@ def context():
     return build_context(compose_config(["steps=2", "method=accelerated", "select.iterations=2"]))
 
 
+@pytest.mark.slow
 def test_path_between_different_prompts_ends_at_both_images(context):
     seeds = context.model.noise([0, 1], 0).cpu()
     prompts = [CAMEL, FOX]
@@ -168,6 +169,7 @@ def test_images_of_the_path_and_the_averages_are_generated(context):
     assert norm_figure(result, 3).axes[0].lines[-1].get_xdata()[0] == 4
 
 
+@pytest.mark.slow
 def test_seedselect_yields_iterations_and_can_be_stopped(context):
     iterations = iterate_seedselect(context, CAMEL, [example.image for example in context.examples[:2]])
     progress = list(iterations)

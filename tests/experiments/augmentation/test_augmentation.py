@@ -156,6 +156,7 @@ def test_accuracy_and_gain_are_means_over_images_and_trainings():
     assert second["gain_high"] == pytest.approx(0.5)  # concept b alone: 0.5 - 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

@@ -69,6 +69,7 @@ def expected(*seeds: int) -> dict[str, int]:
     return reference_counts(NAMES, [caption for seed in seeds for caption in random_captions(seed, 50)])
 
 
+@pytest.mark.slow
 def test_command_writes_counts_and_provenance(corpus, here, capsys):
     main(command(corpus))
     assert read_count_table(corpus / "counts.tsv").counts == expected(0, 1, 2, 3)

@@ -15,6 +15,7 @@ from experiments.counting.text import normalize
 from tests.experiments.counting.captions import NAMES, batch_counts, random_captions, random_text, reference_counts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "seeds"), [(1, 20), (2, 20), (7, 20), (3000, 3), (9001, 1)])
 def test_batch_counts_equal_reference(size, seeds):
     for seed in range(seeds):
@@ -61,6 +62,7 @@ def test_words_are_normalized_independently_of_neighbors():
         assert read(captions) == [normalize(caption) for caption in captions]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(8))
 def test_random_characters_of_all_scripts(seed):
     captions = random_text(seed, 4000)

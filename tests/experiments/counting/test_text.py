@@ -83,6 +83,7 @@ def test_parts_of_words_are_not_mentions(name, caption):
     assert batch_counts({"it": (name,)}, [caption]) == {"it": 0}
 
 
+@pytest.mark.slow
 def test_normalization_is_idempotent():
     scalars = [c for c in map(chr, range(0x110000)) if unicodedata.category(c) not in ("Cn", "Co", "Cs")]
     forms = normalize("=".join(f"{c} a{c}b" for c in scalars))

@@ -61,6 +61,7 @@ def threshold(concepts) -> CopyThreshold:
     return CopyThreshold({name: concept.score_references() for name, concept in concepts.items()})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", COPIES)
 def test_changed_references_are_copies(change, classifier, drawings, concepts, threshold):
     names = list(drawings)[:4]

@@ -198,6 +198,7 @@ def weights(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_inception_features_match_torchmetrics_fid(weights):
     images = (torch.rand(3, 3, 32, 40, generator=torch.Generator().manual_seed(0)) * 255).byte()
     metric = FrechetInceptionDistance(2048, feature_extractor_weights_path=str(weights))

@@ -1,5 +1,6 @@
 """Inversion of captioned images: the caption is the prompt, and an image is read when its batch is computed."""
 
+import pytest
 import torch
 
 from experiments.data.captions import Captioned
@@ -31,6 +32,7 @@ def test_selection_is_random_and_reads_no_image():
     )
 
 
+@pytest.mark.slow
 def test_captioned_images_are_inverted_under_their_captions(tmp_path):
     captions(tmp_path / "coco", TEXTS)
     tiny_stable_diffusion().save_pretrained(tmp_path / "model")

@@ -81,6 +81,7 @@ def planned(tmp_path_factory):
     return plans
 
 
+@pytest.mark.slow
 def test_table_of_the_guide_equals_the_plan_of_its_command(planned):
     """The numbers are proportional to the number of classes, which is 1,000 in the guide."""
     lines = GUIDE.read_text().partition("| stage | forward, 20 steps")[2].splitlines()[2:]
@@ -112,6 +113,7 @@ def record_predictors(monkeypatch) -> list[NoisePredictor]:
     return predictors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpoint", [False, True])
 def test_planned_evaluations_equal_those_of_the_run(tmp_path, monkeypatch, checkpoint):
     """Guidance is off, so that a sample is one row of a batch; with patience 0 no seed stops early."""

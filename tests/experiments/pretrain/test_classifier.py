@@ -116,6 +116,7 @@ def test_weights_of_another_network_are_an_error(root):
     )
 
 
+@pytest.mark.slow
 def test_additional_folder_and_image_size(root):
     (root / "more" / "owl").mkdir(parents=True)
     Image.new("RGB", (9, 9)).save(root / "more" / "owl" / "0.gif")
@@ -220,6 +221,7 @@ def test_other_trainings_need_a_corpus(name, root):
         setup(config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["autoencoder", "classifier", "clip", "denoiser"])
 def test_unwritable_output_fails_before_training(name, tmp_path):
     (tmp_path / "file").touch()

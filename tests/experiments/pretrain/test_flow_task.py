@@ -39,6 +39,7 @@ def test_training_saves_a_complete_sd3_pipeline(corpus, base, tmp_path):
     torch.testing.assert_close(sampled, images, atol=2e-3, rtol=0)
 
 
+@pytest.mark.slow
 def test_training_from_data_and_from_a_saved_model(corpus, base, tmp_path):
     options = (f"task.model={base}", *DISTILLATION, "task.teacher=null", "task.accuracy_probe=null", *TINY_FLOW)
     pretrain("flow", corpus, tmp_path / "first", *options)

@@ -77,6 +77,7 @@ def test_lost_sample_does_not_change_other_images(lossy, tmp_path):
     assert (images(lossy, "nao")["owl"].int() - images(complete, "nao")["owl"].int()).abs().max() <= 1
 
 
+@pytest.mark.slow
 def test_lost_sample_is_counted_and_its_arm_has_no_fid(lossy):
     row, other = totals(lossy)["plain"], totals(lossy)["nao"]
     assert (row["n"], row["not_finite"], row["fid"], row["kid"]) == (6, 1, None, None)
@@ -108,6 +109,7 @@ def test_concept_without_finite_seeds_is_the_only_one_lost(tmp_path, arm):
     assert (Path(task.run_dir) / "images" / "tail.png").stat().st_size > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [Overflowing, NaNUnet])
 @pytest.mark.parametrize("arm", ["plain", "seedselect"])
 def test_run_ends_if_an_arm_has_no_finite_image(tmp_path, kind, arm):
@@ -141,6 +143,7 @@ def test_prepare_rejects_weights_that_are_not_finite(tmp_path, part):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{"samples": 1, "concepts": ["owl"]}, {"samples": 1, "concepts": ["owl", "cat"]}])
 def test_fid_and_kid_need_two_images(tmp_path, changes):
     task = run_to_end(rare_concepts(tmp_path, {"plain": PLAIN}, **changes))

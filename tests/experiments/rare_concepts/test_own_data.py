@@ -78,6 +78,7 @@ def broken(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size - 30])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

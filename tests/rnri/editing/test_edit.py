@@ -87,6 +87,7 @@ def latents(pipe, inversion, prompt, edit_config=None, **options) -> tuple[Tenso
     return result.images, result.reconstructions
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
 @pytest.mark.parametrize("size", [LATENT_SHAPE[1:], (4, 12)], ids=str)
 @pytest.mark.parametrize(
@@ -305,6 +306,7 @@ CUTOFFS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrap", [lambda callback: callback, lambda callback: MultiPipelineCallbacks([callback])])
 @pytest.mark.parametrize("name", CUTOFFS)
 def test_official_callbacks(name, wrap):

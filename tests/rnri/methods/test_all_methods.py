@@ -62,6 +62,7 @@ def test_exact_methods_round_trip_through_a_network_with_guidance(model, method)
     torch.testing.assert_close(reconstruction.float(), z0, rtol=0, atol=2e-4)  # the network is float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [*ALL, ADJUSTED], ids=name)
 def test_result_does_not_depend_on_the_batch(exact_model, method):
     """In float64, because BDIA and O-BELM magnify rounding errors, as null-text's Adam does with tiny gradients."""
@@ -83,6 +84,7 @@ def converted_model(request):
     return LatentDiffusion(tiny_stable_diffusion().to(request.param))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ALL, ids=name)
 def test_every_network_dtype(converted_model, method):
     """Exact methods reconstruct in every dtype, because both directions round equally."""

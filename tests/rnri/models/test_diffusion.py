@@ -50,6 +50,7 @@ def seeds():
     return torch.randn(2, *LATENT_SHAPE, generator=torch.Generator().manual_seed(3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("prediction_type", "guidance", "offset"), [("epsilon", 7.5, 1), ("v_prediction", 1.0, 0)])
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
 @pytest.mark.parametrize("to_one", [True, False])

@@ -96,6 +96,7 @@ def sample_both(pipe, steps, guidance, size, output_type="latent"):
     return model, latents, torch.cat(outputs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_sampling_equals_the_pipeline(name, guidance):
@@ -129,6 +130,7 @@ def test_latents_of_qwen_image_are_normalized_per_channel():
         torch.testing.assert_close(std * latents[:, k] + mean, posterior[:, k], rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("guidance", [1.0, 1.5])
 def test_pipeline_call_regenerates_the_image(name, guidance):
@@ -148,6 +150,7 @@ def test_pipeline_call_regenerates_the_image(name, guidance):
     assert_regenerates(pipe, inversion)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_seed_does_not_depend_on_the_batch(name):
     pipe = FAMILIES[name]()
@@ -258,6 +261,7 @@ def test_other_pipelines_are_refused_with_the_supported_models(pipeline_class):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FLUX2_AND_QWEN)
 def test_saved_checkpoint_samples_equally(name, tmp_path):
     pipe = FAMILIES[name]()
@@ -270,6 +274,7 @@ def test_saved_checkpoint_samples_equally(name, tmp_path):
     torch.testing.assert_close(first, second, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EVERY_FAMILY)
 def test_plan_counts_evaluations_and_measures_memory(name):
     model = rnri.LatentDiffusion(EVERY_FAMILY[name](), image_size=SIZES.get(name, (16, 16)))
@@ -352,6 +357,7 @@ def test_pipeline_call_generates_images_from_a_centroid_and_a_midpoint(name):
     assert output.isfinite().all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpoint", [False, True])
 @pytest.mark.parametrize("name", EVERY_FAMILY)
 def test_samples_are_differentiable_with_respect_to_the_seed(name, checkpoint):
@@ -363,6 +369,7 @@ def test_samples_are_differentiable_with_respect_to_the_seed(name, checkpoint):
     assert grad[0].isfinite().all() and grad[0].any() and not grad[1].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_source_and_target_are_one_batch(name):
     model = rnri.LatentDiffusion(FAMILIES[name](), image_size=SIZES.get(name, (16, 16)))
@@ -514,6 +521,7 @@ def count_calls(monkeypatch, owner, name):
     return calls
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "pixart"])
 def test_flow_edit_without_a_change_returns_the_image(name):
     model = rnri.LatentDiffusion(FAMILIES[name](), image_size=SIZES.get(name, (16, 16)))
