@@ -174,12 +174,19 @@ def with_latency(clock: VirtualClock, latency: float) -> Iterator[None]:
 
 
 class FileUnits(UnitDataModule):
-    """Data module of units of work whose results are empty files in ``folder``."""
+    """Data module of units of work whose results are empty files in ``folder``.
 
-    def __init__(self, names: Sequence[str], folder: Path) -> None:
+    Args:
+        names: names of the units of work.
+        folder: folder of the results.
+        rank: index of this process or device.
+        processes: number of processes or devices.
+    """
+
+    def __init__(self, names: Sequence[str], folder: Path, rank: int, processes: int) -> None:
         progress: Any = SimpleNamespace(begin=lambda _: None, finish=lambda *_: None, set_stage=lambda _: None)
         super().__init__(names, progress)
-        self.trainer: Any = SimpleNamespace(is_global_zero=False, loggers=[])
+        self.trainer: Any = SimpleNamespace(is_global_zero=False, loggers=[], global_rank=rank, world_size=processes)
         self.folder = folder
 
     def done(self, unit: str) -> bool:
@@ -228,7 +235,7 @@ def simulate(devices: int, unit_seconds: Sequence[float], latency_ms: float) -> 
 
         def device(number: int) -> None:
             machine = f"machine {number // DEVICES_PER_MACHINE}"
-            claim(FileUnits(names, units), Path(folder) / "leases", machine,
+            claim(FileUnits(names, units, number, devices), Path(folder) / "leases", machine,
                   lambda unit: clock.sleep(unit_seconds[int(unit)]))  # fmt: skip
 
         with with_latency(clock, latency_ms / 1000):
@@ -258,19 +265,19 @@ def measure_processes(processes: int, units: int, steps: int) -> ProcessResult:
     context = multiprocessing.get_context("fork")
     results = context.SimpleQueue()
 
-    def work(core: int, folder: Path, names: list[str]) -> None:
-        os.sched_setaffinity(0, {core})
+    def work(rank: int, folder: Path, names: list[str]) -> None:
+        os.sched_setaffinity(0, {cores[rank % len(cores)]})
         torch.set_num_threads(1)
         invert()  # warm-up
         start = time.process_time()
-        count = claim(FileUnits(names, folder), folder.parent / "leases", None, lambda _: invert())
+        count = claim(FileUnits(names, folder, rank, processes), folder.parent / "leases", None, lambda _: invert())
         results.put((count, time.process_time() - start))
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "units"
         folder.mkdir()
         names = [str(k) for k in range(units * processes)]
-        workers = [context.Process(target=work, args=(cores[k % len(cores)], folder, names)) for k in range(processes)]
+        workers = [context.Process(target=work, args=(rank, folder, names)) for rank in range(processes)]
         for worker in workers:
             worker.start()
         counts = [results.get() for _ in workers]

@@ -223,6 +223,9 @@ class UnitQueue:
         indices = {id(unit): k for k, unit in enumerate(data.units)}
         # The groups contain finished units of work, too, so that a resumed run forms the same batches.
         groups = [[indices[id(unit)] for unit in group] for group in data.groups(data.units)]
+        # Each process starts at another group, so that the processes seldom try to acquire the same units of work.
+        first = len(groups) * data.trainer.global_rank // data.trainer.world_size
+        groups = groups[first:] + groups[:first]
         while self.missing:
             for group in groups:
                 acquired = self._acquire(group)
@@ -249,16 +252,22 @@ class UnitQueue:
             if k not in self.missing:
                 continue
             unit = data.units[k]
-            leased = not data.done(unit) and self.leases.acquire(data.lease_name(unit))
-            if data.done(unit):  # another process may have finished the work just before the lease was acquired
-                self.missing.discard(k)
-                data.count([k])
-                data.log(data.trainer, [k])
-            elif leased:
-                acquired.append(k)
+            if data.done(unit):
+                self._finished_elsewhere(k)
+            elif self.leases.acquire(data.lease_name(unit)):
+                if data.done(unit):  # another process finished the unit just before the lease was acquired
+                    self._finished_elsewhere(k)
+                else:
+                    acquired.append(k)
             elif not acquired:
                 break  # another process has the first lease and is acquiring the remaining leases of the group
         return acquired
+
+    def _finished_elsewhere(self, k: int) -> None:
+        """Count the unit of work with the index ``k``, whose result another process has written."""
+        self.missing.discard(k)
+        self.data.count([k])
+        self.data.log(self.data.trainer, [k])
 
 
 class CachedUnitDataModule(UnitDataModule):
