@@ -306,10 +306,12 @@ def draw(results: Sequence[SimulationResult], path: Path) -> None:
     There is one line for each combination of duration of a unit of work and duration of a file operation.
     """
     figure, axes = figures.plt.subplots(figsize=(6.4, 3.6))
+    latencies = list(dict.fromkeys(r.latency_ms for r in results))
     for unit_seconds, latency in dict.fromkeys((r.unit_seconds, r.latency_ms) for r in results):
         line = [r for r in results if (r.unit_seconds, r.latency_ms) == (unit_seconds, latency)]
         label = f"{unit_seconds:.3g} s per unit, {latency:g} ms per file operation"
-        axes.plot([r.devices for r in line], [100 * r.efficiency for r in line], marker="o", label=label)
+        style = ("-", "--", ":")[latencies.index(latency) % 3]  # lines of the same t / l lie on top of each other
+        axes.plot([r.devices for r in line], [100 * r.efficiency for r in line], style, marker="o", label=label)
     axes.set_xscale("log", base=2)
     axes.set_xticks([r for r in dict.fromkeys(r.devices for r in results)])
     axes.xaxis.set_major_formatter("{x:g}")
