@@ -266,9 +266,9 @@ class ImplicitInverter(Inverter):
     @property
     def nfe_per_step(self) -> float:
         """Maximum number of the solver's network evaluations per step; a backward pass counts as two evaluations."""
-        needs_grad = getattr(self.solver, "needs_grad", False)
         extra_nfe = getattr(self.solver, "extra_nfe", 0)
-        return extra_nfe + self.solver.iterations * (1 + NFE_PER_BACKWARD * needs_grad)
+        backward_passes = getattr(self.solver, "backward_passes", 0)
+        return extra_nfe + self.solver.iterations + NFE_PER_BACKWARD * backward_passes
 
     def with_nfe(self, nfe: int) -> ImplicitInverter:
         """Return a copy whose solver uses at most ``nfe`` forward network evaluations per step.

@@ -123,6 +123,18 @@ class IterativeSolver(ABC):
         """
         return 2
 
+    @property
+    def backward_passes(self) -> int:
+        """Maximum number of backward passes per sample."""
+        if not self.needs_grad:
+            return 0
+        return self.iterations if self._steps_after_last else self.iterations - 1
+
+    @property
+    def _steps_after_last(self) -> bool:
+        """Whether the solver calls ``step`` after the last evaluation of ``f``."""
+        return self.returns_step or not self.keep_best
+
     @abstractmethod
     def step(self, iterate: Iterate) -> tuple[Tensor, State]:
         """Return the next iterate ``[b,C,h,w]``, and the state that the next call of ``step`` receives."""
@@ -157,7 +169,7 @@ class IterativeSolver(ABC):
         problem = problem.with_zero_counts()
         counter = problem.counter
         best = BestIterate(z_init, self.keep_best)
-        steps_after_last = self.returns_step or not self.keep_best
+        steps_after_last = self._steps_after_last
         z = z_init
         state: State = ()
         while True:
@@ -205,7 +217,8 @@ class IterativeSolver(ABC):
         if not counts_limits:
             return solution
         nfe = torch.tensor(limits)
-        backward = (nfe if steps_after_last else nfe - 1) if self.needs_grad else torch.zeros_like(nfe)
+        without_backward = self.iterations - self.backward_passes
+        backward = nfe - without_backward if self.needs_grad else torch.zeros_like(nfe)
         return dataclasses.replace(solution, nfe=nfe, backward=backward)
 
     @property
@@ -234,7 +247,7 @@ class IterativeSolver(ABC):
         diverged = z_init.new_zeros(len(z_init), dtype=torch.bool)
         active = ~diverged
         for k in range(evaluations):
-            has_step = self.returns_step or not self.keep_best or k + 1 < evaluations
+            has_step = self._steps_after_last or k + 1 < evaluations
             iterate = Iterate(problem, *_evaluate(problem, z, self.needs_grad and has_step), state)
             evaluated = iterate.detach()
             residual = mean_absolute(evaluated.z - evaluated.f)

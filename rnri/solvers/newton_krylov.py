@@ -32,6 +32,7 @@ class NewtonKrylov(IterativeSolver):
             more.
     """
 
+    iterations: PositiveInt = 8
     krylov_dim: PositiveInt = 3
 
     has_safeguard: ClassVar[bool] = True
@@ -44,6 +45,10 @@ class NewtonKrylov(IterativeSolver):
         matrix, and one evaluation computes ``f(z)`` after the step.
         """
         return self.krylov_dim + 2
+
+    @property
+    def backward_passes(self) -> int:
+        return self.krylov_dim * ((self.iterations - 1) // (self.krylov_dim + 1))
 
     def has_budget(self, nfe: int, max_nfe: int) -> bool:
         return nfe + self.krylov_dim + 1 <= max_nfe

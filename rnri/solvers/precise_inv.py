@@ -41,6 +41,10 @@ class PreciseInv(IterativeSolver):
 
     needs_grad: ClassVar[bool] = True
 
+    @property
+    def backward_passes(self) -> int:
+        return self.iterations - 1  # the first evaluation computes the initial noise
+
     def step(self, iterate: Iterate) -> tuple[Tensor, State]:
         problem = iterate.problem
         if not iterate.state:

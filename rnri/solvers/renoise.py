@@ -42,9 +42,9 @@ class ReNoise(IterativeSolver):
     require backpropagation through the network. The regularization reduces the KL divergence from a reference, which is
     the network's noise prediction at a random sample of ``q(z_t | z_0)``. Because of the clean latent ``z_0``, an
     inversion with the regularization must start at the clean latent. The reference needs one more network evaluation
-    per inversion step. As in the authors' code, ``iterations`` and
-    ``clean_iterations`` do not include the evaluation of the reference. The noise of the random sample is the same for
-    every image, so that the result in float32 does not depend on the other images of the batch.
+    per inversion step. As in the authors' code, ``iterations`` and ``clean_iterations`` do not include the evaluation
+    of the reference. The noise of the random sample is the same for every image, so that the result in float32 does not
+    depend on the other images of the batch.
 
     The network is not evaluated at the returned mean. If no iterate reaches ``tolerance``, ``Solution.residual`` is
     the residual of the last iterate that was evaluated.
@@ -52,6 +52,8 @@ class ReNoise(IterativeSolver):
     Attributes:
         iterations: maximum number of network evaluations per inversion step. The first evaluation is included; the
             evaluation for the reference noise of the regularization is not included.
+        tolerance: maximum residual at which a sample stops early. As in the authors' code, the default 0 means that no
+            sample stops early.
         average_from: index (from 0) of the first averaged evaluation.
         average_to: index after the last averaged evaluation; with None the last evaluation is averaged, too.
         clean_below: timestep below which ``clean_iterations``, ``clean_from`` and ``clean_to`` are used.
@@ -67,6 +69,7 @@ class ReNoise(IterativeSolver):
     """
 
     iterations: PositiveInt = 10
+    tolerance: NonNegativeFloat = 0.0
     keep_best: bool = False
     average_from: NonNegativeInt = 8
     average_to: PositiveInt | None = None

@@ -18,11 +18,13 @@ from rnri import (
     RoundTripCorrected,
     SafeguardedAnderson,
     anderson_inverter,
+    check_schedule,
 )
-from rnri.methods import EDICT, Midpoint, UniInv
+from rnri.inversion import NFE_PER_BACKWARD
+from rnri.methods import ALL_METHODS, EDICT, Midpoint, UniInv
 from rnri.methods.accelerated import accelerated_8, accelerated_plus_one
 from rnri.methods.common import ddim
-from tests.problems import function_predictor, schedule
+from tests.problems import flow_schedule, function_predictor, schedule, wavy
 
 FITTED = ImplicitInverter(SafeguardedAnderson(iterations=3), "fitted")
 
@@ -31,7 +33,8 @@ FITTED = ImplicitInverter(SafeguardedAnderson(iterations=3), "fitted")
     ("inverter", "nfe"),
     [
         (FITTED, 3),
-        (ImplicitInverter(RNRIPaper(iterations=2)), 6),  # a backward pass counts as two evaluations
+        (ImplicitInverter(RNRIPaper(iterations=2)), 4),  # one backward pass, which counts as two evaluations
+        (ImplicitInverter(NewtonKrylov(iterations=5)), 11),  # three products with the Jacobian matrix
         (PromptAware(FITTED), 3),
         (RoundTripCorrected(FITTED, rounds=2), 12),  # three inversions, each followed by sampling
         (Midpoint(FITTED), 6),
@@ -41,6 +44,22 @@ FITTED = ImplicitInverter(SafeguardedAnderson(iterations=3), "fitted")
 )
 def test_nfe_per_step(inverter, nfe):
     assert inverter.nfe_per_step == nfe
+
+
+@pytest.mark.parametrize("steps", [schedule(6), flow_schedule(6)], ids=["noise", "flow"])
+@pytest.mark.parametrize("name", sorted(ALL_METHODS))
+def test_nfe_per_step_is_the_maximum(name, steps):
+    """At most ``nfe_per_step`` evaluations per step and one more are used, and all of them if no sample stops early."""
+    inverter = ALL_METHODS[name]()
+    try:
+        check_schedule(inverter, steps)
+    except ValueError:
+        pytest.skip("the method does not support the schedule")
+    inversion = inverter.invert(torch.randn(2, 4, 8, 8, dtype=torch.float64), function_predictor(wavy, 2), steps)
+    nfe = (inversion.nfe + NFE_PER_BACKWARD * inversion.backward).sum(0)
+    assert (nfe <= inverter.nfe_per_step * len(steps) + 1).all()
+    if inversion.backward.any() and name != "newton_krylov":  # may end with half steps, which need no derivatives
+        assert (nfe == inverter.nfe_per_step * len(steps)).all()
 
 
 @pytest.mark.parametrize("wrap", [lambda inner: inner, PromptAware, RoundTripCorrected])
