@@ -24,7 +24,7 @@ torch.backends.cudnn.allow_tf32 = False
 # which causes a relative error of 1e-3 of the network's output. The residual (error of the solved step equation) of an
 # inversion cannot become smaller than the error of the network.
 
-CACHE_VERSION = 3
+CACHE_VERSION = 4
 """Version of the cache, which is part of every cache key.
 
 Increase the version when a change of the code changes the stored units or seeds for unchanged settings. Results that

@@ -95,7 +95,7 @@ INVERSION = MetricRegister(
     Metric("residual", "max residual", better="lower", live=True, tables=(MAIN,)),
     Metric("residual_mean", "mean residual", better="lower"),
     Metric("solved", "solved steps", better="higher"),
-    Metric("converged", "residual <= tolerance", better="higher", interval=True, live=True),
+    Metric("residual_converged", "residual <= tolerance", better="higher", interval=True, live=True),
     Metric("diverged", "diverged", better="lower", live=True),
     Metric("norm", "norm of the seed / sqrt(d)", aggregate=median),
     Metric("normality", "normality of the seed, p", aggregate=median),
@@ -196,7 +196,7 @@ RARE_CONCEPTS = MetricRegister(
     Metric("t_opt", "T_opt", lambda s: mean_available(s.t_opt), unit="s", better="lower"),
     Metric("iterations", "iterations", lambda s: mean_or_none(s.recorded("iterations")), better="lower",
            optional=True),
-    Metric("converged", "converged", lambda s: mean_or_none(s.recorded("converged")), better="higher",
+    Metric("converged", "loss converged", lambda s: mean_or_none(s.recorded("converged")), better="higher",
            optional=True),
 )  # fmt: skip
 """Metrics of generated images of concepts.

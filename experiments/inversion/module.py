@@ -161,7 +161,7 @@ class InversionModule(LightningModule):
             "residual": measured.residuals.max(0).values,
             "residual_mean": measured.residuals.mean(0),
             "solved": measured.solved.double().mean(0),
-            "converged": measured.residual_converged,
+            "residual_converged": measured.residual_converged,
             "nfe_per_step": inversion.nfe.double().mean(0),
             "backward_per_step": inversion.backward.double().mean(0),
             "nfe_total": sampling_nfe + (inversion.nfe + NFE_PER_BACKWARD * inversion.backward).double().sum(0),

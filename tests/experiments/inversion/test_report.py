@@ -158,5 +158,5 @@ def test_images_prompts_and_second_conditions_have_separate_tables():
 
 
 def test_criterion_of_the_residual_is_no_column():
-    (table,) = reconstruction_tables([table_row(converged=0.0)], [])
-    assert not any(column.key == "converged" for column in table.columns)
+    (table,) = reconstruction_tables([table_row(residual_converged=0.0)], [])
+    assert not any(column.key == "residual_converged" for column in table.columns)
