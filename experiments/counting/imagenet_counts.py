@@ -48,7 +48,10 @@ def imagenet_counts(table: CountTable, rows_are_indices: bool = False) -> dict[i
         try:
             matched = imagenet_class(name)
         except ValueError as error:
-            raise ValueError(f"{table.path}: {str(error)[:-1]}, or rows in the order of the class indices.") from None
+            raise ValueError(
+                f"{table.path}: {str(error)[:-1]}; if row k is the count of class k, set data.rows_are_indices=true "
+                "(data=imagenet) or data.classes=imagenet1k_rows (data=folder)."
+            ) from None
         if matched.index in counts:
             raise ValueError(f"{table.path} has two counts for class {matched.index} ({matched.name}): remove one.")
         counts[matched.index] = count

@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset
 from torchvision.utils import make_grid
 
-from experiments.cache.atomic import CannotWrite, check_writable
+from experiments.cache.atomic import CannotWrite, atomic_write, check_writable
 from experiments.finite import to_bytes
 from experiments.planning.cost import Cost, StagePlan
 from experiments.runtime.training_state import last_checkpoint, log_earlier_values
@@ -233,7 +233,8 @@ def report(trainer: Trainer, results: Mapping[str, Any]) -> None:
     """Print the results of a training, and write the results to the file ``results.json`` in the run folder."""
     print(json.dumps(results))
     if trainer.is_global_zero:
-        (Path(trainer.default_root_dir) / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+        text = json.dumps(results, indent=1)
+        atomic_write(Path(trainer.default_root_dir) / "results.json", lambda path: path.write_text(f"{text}\n"))
 
 
 def save_fp16(model: nn.Module, folder: str | Path) -> None:

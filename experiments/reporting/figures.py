@@ -60,7 +60,7 @@ def panels(columns: int, rows: int = 1) -> tuple[Figure, list[list[Axes]]]:
         ValueError: ``columns`` is 0.
     """
     if not columns:
-        raise ValueError("there are no rows to plot")
+        raise ValueError("columns: must be at least 1, got 0; pass at least one row of results.")
     width, height = PANEL_SIZE
     figure, axes = plt.subplots(rows, columns, figsize=(width * columns + 1.6, height * rows + 0.4), squeeze=False)
     return figure, [list(line) for line in axes]
