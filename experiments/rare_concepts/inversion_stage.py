@@ -29,7 +29,8 @@ class CachedSeeds:
         residual: ``float64 [B]``, largest residual over the inversion steps of each image. An inversion step solves an
             equation ``z = f(z)`` for the latent ``z``, and its residual is the mean of ``|z - f(z)|``.
         nfe: ``int64 [B]``, number of network evaluations of the inversion of each image.
-        residual_converged: ``bool [B]``, whether the residual of every inversion step of an image is at most the tolerance.
+        residual_converged: ``bool [B]``, whether the residual of every inversion step of an image is at most the
+            tolerance.
         seconds: ``float64 [B]``, wall time of the inversion of a batch divided by the number of its images. For a
             cached seed, ``seconds`` is the time that was measured when the seed was computed.
     """
