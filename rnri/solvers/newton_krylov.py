@@ -21,19 +21,17 @@ class NewtonKrylov(IterativeSolver):
     vector equation infeasible, because ``J`` has d x d elements for latents of d elements. However, GMRES only needs
     products of ``J`` with vectors, and forward-mode differentiation computes each product in about the time of two
     network evaluations. A product of ``J`` with a vector counts as one forward and one backward evaluation.
-    ``iterations`` includes the forward evaluations for products with ``J``.
+    ``iterations`` is the maximum number of forward evaluations, including the forward evaluations for products with
+    ``J``.
 
     If a Newton step increased the residual of a sample, or led to an ``f(z)`` that is not finite, the solver next tries
     half of this Newton step from the best iterate.
 
     Attributes:
-        iterations: maximum number of forward evaluations per sample. The default of 8 allows one Newton step, which
-            needs five evaluations, and three half steps.
         krylov_dim: dimension of the Krylov space, which is the number of products with ``J`` per Newton step, 1 or
             more.
     """
 
-    iterations: PositiveInt = 8
     krylov_dim: PositiveInt = 3
 
     has_safeguard: ClassVar[bool] = True
