@@ -37,7 +37,7 @@ class Predictions:
     Attributes:
         predictions: index of the concept that each of the T classifiers predicts for each image, ``int64 [T, N]``.
         truth: index of the true concept of each image, ``int64 [N]``.
-        concepts: the concepts; the indices in ``predictions`` and ``truth`` refer to this sequence.
+        concepts: the concepts. The indices in ``predictions`` and ``truth`` are positions in this sequence.
         seconds: wall time of the training of each classifier, in seconds.
     """
 
@@ -108,9 +108,9 @@ def accuracy_rows(
 ) -> list[dict]:
     """Return one row per method with its accuracy, its gain over the first method, and 95 % confidence intervals.
 
-    The accuracy is averaged over images and trained classifiers. The confidence intervals are computed by a bootstrap
-    that resamples concepts. For a gain, both methods are resampled with the same concepts, so that the difficulty of a
-    concept does not widen the interval.
+    The gain is the accuracy of a method minus the accuracy of the first method. The accuracy is averaged over images
+    and trained classifiers. The confidence intervals are computed by a bootstrap that resamples concepts. For a gain,
+    both methods are resampled with the same concepts, so that the difficulty of a concept does not widen the interval.
     """
     baseline = next(iter(predictions.values())).accuracy_by_image
     rows = []

@@ -192,8 +192,8 @@ class AugmentationExperiment(ArmsExperiment):
         missing = [concept.name for concept in concepts if concept.name not in images]
         if missing:
             raise ValueError(
-                f"all real images of the concept {missing[0]!r} are reference images: add images of the concept to the "
-                "folder of real images, or do not select the concept."
+                f"the concept {missing[0]!r} has no real images except its reference images: add images of the concept "
+                "to the folder of real images, or do not select the concept."
             )
         self._training_stage = TrainingStage(
             self.context,

@@ -15,8 +15,8 @@ class DiversityArm(Arm):
     """An arm (one of the compared pipelines) that generates several images of one prompt from random seeds.
 
     Args:
-        noise_exponent: exponent of the power spectrum ``1 / f^exponent`` of the initial seeds, where f is the spatial
-            frequency (:func:`seedselect.noise.pink_noise`). The exponent 0 means white noise.
+        noise_exponent: exponent in the power spectrum ``1 / f^noise_exponent`` of the initial seeds, where ``f`` is the
+            spatial frequency (:func:`seedselect.noise.pink_noise`). The value 0 means white noise.
         one_step: whether the loss of a seed is computed from a one-step prediction of the clean latent, as in
             Contrastive Noise Optimization. If false, the loss is computed from the result of all sampling steps. The
             final images are always sampled with all steps.

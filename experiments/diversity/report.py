@@ -133,7 +133,7 @@ def write_report(
     pairs = pair_rows(groups, seed)
     first = next(iter(groups))
     shown = [pair for pair in pairs if pair["baseline"] == first]
-    title = f"Differences to {first} (95 % interval, paired by concept):"
+    title = f"Differences (method minus {first}, 95 % interval, paired by concept):"
     report = Report(
         rows=rows,
         settings=settings,
@@ -166,7 +166,8 @@ def arm_row(method: str, concepts: Sequence[Mapping[str, Any]], seed: int) -> di
 def pair_rows(groups: Mapping[str, Sequence[ImageGroup]], seed: int) -> list[dict[str, Any]]:
     """Return the mean difference of each metric for each pair of pipelines (arms), with 95 % confidence intervals.
 
-    The bootstrap of a confidence interval resamples the same concepts for both pipelines.
+    A difference is the value of the pipeline ``method`` minus the value of the pipeline ``baseline``. The bootstrap of
+    a confidence interval resamples the same concepts for both pipelines.
     """
     by_arm = {name: [group.row() for group in arm] for name, arm in groups.items()}
     pairs = []

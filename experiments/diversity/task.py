@@ -1,4 +1,4 @@
-"""Experiment on seed diversity: measures the variety and the accuracy of n images of one prompt.
+"""Experiment on seed diversity: measures the variety and the accuracy of n images that are generated from one prompt.
 
 Few-step models generate similar images for different seeds of a prompt. Each arm (compared pipeline) chooses or
 optimizes the n seeds of a prompt jointly, so that the images differ. The evaluation classifier predicts the concept of
@@ -31,7 +31,7 @@ from seedselect.noise import pink_noise
 class DiversityModule(RareConceptModule):
     """Lightning module that generates the images of all arms.
 
-    Each call of ``predict_step`` generates the n images of one concept with one arm.
+    Each call of ``predict_step`` generates all images of one concept with one arm (compared pipeline).
     """
 
     def _arm(self, batch: ConceptBatch) -> DiversityArm:
@@ -91,8 +91,8 @@ class DiversityExperiment(ArmsExperiment):
     """The task of ``experiment=diversity``, whose table has one row per arm (compared pipeline).
 
     Args:
-        arms: the arms (compared pipelines) by name. The report contains the differences of the other arms to the first
-            arm.
+        arms: the arms (compared pipelines) by name. For every arm except the first, the report contains the differences
+            of the metrics (this arm minus the first arm).
         samples: number n of images per concept.
     """
 

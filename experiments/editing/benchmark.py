@@ -78,7 +78,7 @@ class BenchmarkEdit:
         """
         path = self.target_image if target else self.image
         if path is None:
-            raise ValueError(f"the benchmark has no ground-truth image for the edit {self.key}.")
+            raise ValueError(f"the benchmark has no ground-truth image for the edit {self.key}: pass target=False.")
         array = np.array(read_rgb(path).resize(size[::-1], Image.Resampling.BOX), dtype=np.float32)
         return torch.from_numpy(array / 255).permute(2, 0, 1)
 
@@ -155,8 +155,8 @@ def _read_edit(path: Path, key: str, entry: dict[str, Any]) -> BenchmarkEdit:
             raise ValueError(f"edit {key} of {path}: {name} must be a string, got {value!r:.60}; copy the file again.")
     if str(entry["editing_type_id"]) not in map(str, range(len(KINDS))):
         raise ValueError(
-            f"edit {key} of {path}: editing_type_id must be in 0 to 9, got {entry['editing_type_id']!r}; copy the file "
-            "again."
+            f"edit {key} of {path}: editing_type_id must be an integer from 0 to 9, got "
+            f"{entry['editing_type_id']!r}; copy the file again."
         )
     try:
         mask = decode_mask(entry["mask"])

@@ -145,7 +145,7 @@ def checkpoint_name(create: Callable[..., LatentDiffusion]) -> str:
     path = arguments.get("lora") or arguments.get("path")
     if not path:
         raise ValueError(
-            "task.model: the model needs a name, which is taken from its path: set task.model.path, or write "
+            "task.model: the model has no name, because task.model.path is not set; set task.model.path, or write "
             "task.model as a mapping from names to models."
         )
     return Path(path).name
@@ -163,8 +163,8 @@ def steps_for(name: str, steps: PositiveInt | Mapping[str, PositiveInt]) -> int:
         return steps
     if name not in steps:
         raise ValueError(
-            f"task.steps: no number of steps for the model {name!r}; add the number, or give one number for all "
-            "models, such as task.steps=50."
+            f"task.steps has no entry for the model {name!r}: add an entry, or set one number of steps for all models, "
+            "such as task.steps=50."
         )
     return steps[name]
 
@@ -181,11 +181,13 @@ def select_edits(edits: Sequence[BenchmarkEdit], kinds: Sequence[str], count: in
     by_kind = [[edit for edit in edits if KINDS[edit.kind] == kind] for kind in kinds]
     interleaved = [edit for turn in zip_longest(*by_kind) for edit in turn if edit is not None]
     if not interleaved:
-        raise ConfigError("task.kinds", f"the benchmark has no edits of the kinds {', '.join(kinds)}: add other kinds.")
+        raise ConfigError(
+            "task.kinds", f"the benchmark contains no edit of kind {' or '.join(kinds)}; choose kinds that it contains."
+        )
     if (count or 0) > len(interleaved):
         raise ValueError(
-            f"task.count: must be at most {len(interleaved)}, the number of edits of the kinds {', '.join(kinds)}, "
-            f"got {count}."
+            f"task.count={count}: the benchmark has only {len(interleaved)} edits of the kinds {', '.join(kinds)}; set "
+            f"task.count to at most {len(interleaved)}, or select more kinds in task.kinds."
         )
     return interleaved[:count]
 
@@ -200,16 +202,16 @@ def make_jobs(
 ) -> tuple[list[EditJob], list[dict[str, str]]]:
     """Return the jobs of all methods with all models, and the combinations of method and model that are skipped.
 
-    A combination is skipped if the method does not support the schedule of the model. The ground truth is skipped as a
-    reference method if an edit has no ground-truth image, as in PIE-Bench.
+    A combination is skipped if the method does not support the schedule of the model. The reference method that returns
+    the ground-truth image is skipped if an edit has no ground-truth image, as in PIE-Bench.
 
     Args:
         models: the models with which every method is run.
         methods: inversion methods by name. An image is edited in two ways: prompt swap generates an image from the
             inverted seed with the target prompt, and an attention edit also reuses attention of the source image.
-        extra_methods: further methods by name, with which an image is edited in only one way (edit method ``native``).
-            Editors (:class:`~rnri.editing.inversion_free.Editor`) edit without inversion, and inversion methods sample
-            from the inverted seed with the target prompt.
+        extra_methods: additional methods by name, with which an image is edited in only one way (edit method
+            ``native``). Editors (:class:`~rnri.editing.inversion_free.Editor`) edit without inversion, and inversion
+            methods sample from the inverted seed with the target prompt.
         edits: the edits of the benchmark.
         batch_size: number of edits per job.
     """

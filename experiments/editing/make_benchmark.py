@@ -28,7 +28,7 @@ HEAD = 1000
 TAIL = 42
 """A concept is frequent (head) above ``HEAD`` captions and rare (tail) below ``TAIL`` captions.
 
-Keep the two numbers equal to those in configs/data/emoji.yaml.
+Keep the two numbers equal to ``head`` and ``tail`` in configs/data/emoji.yaml.
 """
 
 SOURCE_SPLITS = ("reference", "fid")  # splits of the corpus on which the text-to-image model was not trained
@@ -81,7 +81,7 @@ class PlannedEdit:
 
 
 def plan(drawings: EmojiImages, concepts: Sequence[str], seed: int = 0) -> Iterator[PlannedEdit]:
-    """Yield random edits of images that show one of ``concepts``. ``COUNTS`` is the number of edits of each kind.
+    """Yield random edits of images that show one of ``concepts``. ``COUNTS`` contains the number of edits of each kind.
 
     Raises:
         ValueError: the corpus has too few drawings.
@@ -106,7 +106,10 @@ def plan(drawings: EmojiImages, concepts: Sequence[str], seed: int = 0) -> Itera
 
 
 def _plan_edit(name: str, source: EditImage, rows: Sequence[dict], rng: np.random.Generator) -> PlannedEdit | None:
-    """Return a random edit of ``source`` of the kind ``name``, or None if no drawing in ``rows`` can be the target."""
+    """Return a random edit of kind ``name`` that changes ``source``.
+
+    The result is None if no drawing in ``rows`` can be the target of such an edit.
+    """
     row = source.row
     if name == "background":
         others = [color for color in BACKGROUNDS if color != source.augmentation.background]
@@ -170,7 +173,7 @@ def write(folder: Path, corpus: str | Path) -> int:
     """
     check_corpus(corpus)
     if folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"{folder} is not empty: give a new folder.")
+        raise ValueError(f"{folder} is not empty: choose a new or empty folder.")
     drawings = EmojiImages(corpus, ["corpus", *SOURCE_SPLITS])
     if SIDE % drawings.size[0]:
         raise ValueError(

@@ -90,7 +90,7 @@ def edit_table(rows: Rows) -> Table:
 
 
 def pair_tables(pairs: Rows) -> list[Table]:
-    """Return the table of the differences between each method and the baseline method, as a list with one element.
+    """Return the table of the differences (method minus baseline method) as a list with one element.
 
     The list is empty if ``pairs``, the rows of the table, is empty.
     """
@@ -99,7 +99,9 @@ def pair_tables(pairs: Rows) -> list[Table]:
     model = [MODEL] if varying(pairs, ["model"]) else []
     score = Column("score", "metric")
     columns = [*model, METHOD, EDIT, score, Column("difference", "difference", signed=True), COUNT]
-    return [Table(pairs, columns, f"Differences to {pairs[0]['baseline']} on the same edits (95 % interval):")]
+    return [
+        Table(pairs, columns, f"Differences (method minus {pairs[0]['baseline']}) on the same edits (95 % interval):")
+    ]
 
 
 def thumbnails(units: Sequence[FinishedUnit]) -> list[Thumbnails]:
@@ -188,8 +190,9 @@ def with_speedups(rows: Rows) -> list[dict[str, Any]]:
 def paired_differences(samples: Rows, baseline: str, seed: int) -> list[dict[str, Any]]:
     """Compute mean differences between each method and ``baseline`` on the same edits, with 95 % confidence intervals.
 
-    A row contains the difference of one metric. The baseline is evaluated with the same model and the same edit method
-    as the compared method. A method with the edit method ``native`` is compared with the prompt swap of the baseline.
+    A row contains the difference of one metric: the value of the compared method minus the value of the baseline. The
+    baseline is evaluated with the same model and the same edit method as the compared method. A method with the edit
+    method ``native`` is compared with the prompt swap of the baseline.
     """
     by_row = group_samples(samples)
     pairs = []

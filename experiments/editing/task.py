@@ -65,14 +65,14 @@ class EditingExperiment(ResumableRun):
     """The task of ``experiment=editing``, which compares methods for editing images with prompts.
 
     Args:
-        model: function of ``device`` that creates a text-to-image model, or a mapping from names to such functions.
-            Every model is used for every edit.
+        model: function that loads a text-to-image model on the device ``device``, or a mapping from names to such
+            functions. Every model is used for every edit.
         steps: number of steps of both inversion and sampling: one number for all models, or a dict from model names to
             numbers.
         guidance: guidance scale of inversion and sampling.
         methods: inversion methods by name. From each inverted seed, two edited images are sampled with the target
             prompt: one without and one with attention of the source image.
-        extra_methods: further methods by name, which do not use attention of the source image. Editors
+        extra_methods: additional methods by name, which do not use attention of the source image. Editors
             (:class:`~rnri.editing.inversion_free.Editor`) edit without inversion. Inversion methods sample from the
             inverted seed with the target prompt.
         prompt_to_prompt: edit method that reuses attention of the source image, for models with a U-Net.
@@ -84,7 +84,7 @@ class EditingExperiment(ResumableRun):
         count: number of edits to select, taken from each kind in turn; if None, all edits are selected.
         batch_size: number of edits that are computed in one batch. The batch size changes speed and memory consumption,
             but not the quality of the edits.
-        clip: function of ``device`` that creates the CLIP model for the CLIP score.
+        clip: function that loads the CLIP model for the CLIP score on the device ``device``.
         classifier: folder or name of the evaluation classifier, which predicts the object that an edited image shows.
         dino: checkpoint of the DINO ViT for the structure distance; if None, the structure distance uses features of
             the classifier.
@@ -129,7 +129,7 @@ class EditingExperiment(ResumableRun):
                     f"extra_methods.{name}", f"must be an inverter or an editor, got {type(method).__name__}."
                 )
         if not self.methods and not self.extra_methods:
-            raise ValueError("task.methods and task.extra_methods are both empty: give at least one method.")
+            raise ValueError("task.methods and task.extra_methods are both empty: add at least one method.")
 
     def prepare(self, trainer: Trainer) -> None:
         """Load the benchmark and all networks, and create the list of jobs.
@@ -311,6 +311,6 @@ def _check_labels(edits: Sequence[BenchmarkEdit], classifier: Classifier) -> Non
     for edit in edits:
         if edit.expected_label is not None and edit.expected_label not in labels:
             raise ValueError(
-                f"task.classifier: the classifier has no label {edit.concept!r}, which is the object that the edit "
-                f"{edit.key} should show; use a classifier that was trained on the concepts of the benchmark."
+                f"task.classifier: the classifier has no label {edit.concept!r}, but the edit {edit.key} should show "
+                "this object; set task.classifier to a classifier that was trained on the concepts of the benchmark."
             )

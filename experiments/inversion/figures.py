@@ -119,7 +119,7 @@ def detection(_: Rows, samples: Rows) -> Figure:
 def editing(rows: Rows, _: Rows) -> Figure:
     """Plot the CLIP score of edited images with the edited prompt against the perceptual distance to the source image.
 
-    The figure has similar axes as Figure 6 of the RNRI paper.
+    The axes are similar to the axes of Figure 6 of the RNRI paper.
     """
     unedited = {row["prompt"]: row for row in rows if is_vae_bound(row)}
     edited = [row for row in rows if is_edited(row) and not is_vae_bound(row)]

@@ -300,7 +300,7 @@ def _check_edit(setting: Setting, images: Sequence[ImagePrompt]) -> None:
         if setting.edit and not find_phrase(setting.edit[0], image.prompt):
             raise ValueError(
                 f"edit={list(setting.edit)}: the prompt {image.prompt!r} does not contain {setting.edit[0]!r} as whole "
-                "words; select other images, such as with data.caption_contains."
+                "words; select images whose prompts contain it, for example with data.caption_contains."
             )
 
 
@@ -311,7 +311,7 @@ def _inverter(methods: Mapping[str, Inverter], name: str, nfe: int | None) -> In
     """
     if name not in methods:
         raise ValueError(
-            f"a setting names the method {name!r}, which is not in task.methods: choose from {', '.join(methods)}."
+            f"task.settings: the method {name!r} is not in task.methods; choose one of {', '.join(methods)}."
         )
     if nfe is None:
         return methods[name]

@@ -84,7 +84,7 @@ class InversionModule(LightningModule):
         if job.inverter is None and not finite.any() and store.empty():
             raise NonFiniteError(
                 f"the VAE's reconstructions of {', '.join(repr(image.name) for image in job.images)} contain NaN or "
-                "infinity: the weights are damaged, or values overflow in the precision of the VAE; try "
+                "infinity: the weights are damaged, or values overflow in the precision of the VAE; set "
                 "model.dtype=float32 and trainer.precision=32-true."
             )
         columns["not_finite"] = (~finite).double()
@@ -104,8 +104,8 @@ class InversionModule(LightningModule):
     def _images_and_latents(self, job: InversionJob, prompts: list[str]) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return images ``[B,3,H,W]`` in [0, 1], their latents, and the true latents if the images are generated.
 
-        The latents are cached for the other methods with the same images, because sampling and decoder inversion cost
-        as much as one inversion.
+        The latents are cached for the other methods with the same images, because generating images or decoder
+        inversion takes about as long as the inversion.
         """
         model, setting = self.networks.model, job.setting
         source = (setting.steps, setting.guidance) if setting.generated else None

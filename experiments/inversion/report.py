@@ -128,7 +128,8 @@ def vae_bounds(rows: Rows, compared: Rows) -> list[Mapping[str, Any]]:
     The VAE bound is the PSNR of encoding and decoding the images without inversion. Rows of a table can have different
     numbers of images, because some settings use only the first images of the experiment. The table gets one VAE bound
     for each number of images. If ``rows`` has no VAE bound for a number of images, the bound is computed from a row of
-    ``compared`` with this number: the PSNR of the row plus ``vae_gap``, its difference to the VAE bound.
+    ``compared`` with this number of images: the bound is the PSNR of the row plus its column ``vae_gap`` (VAE bound
+    minus PSNR).
     """
     bounds = [row for row in rows if is_vae_bound(row)]
     counts = {row["n"] for row in bounds}
@@ -287,10 +288,12 @@ def format_agreement(classifier: str, agreement: Mapping[str, float | int]) -> s
 
 
 def detection(samples: Rows) -> list[dict[str, Any]]:
-    """Compute how well several scores detect images that were inverted with a wrong prompt, as ROC AUC.
+    """Compute the ROC AUC with which several scores detect images that were inverted with a wrong prompt.
 
-    The scores of an inversion method are the maximum residual, the mean residual and the latent MSE. The baseline is
-    the CLIP score of the VAE's reconstruction with the prompt, which needs no inversion.
+    A higher ROC AUC means better detection: 1 is perfect, and 0.5 is chance.
+
+    The scores of an inversion method are the maximum residual, the mean residual and the latent MSE. The baseline needs
+    no inversion: its score is the CLIP score of the VAE's reconstruction with the prompt.
     """
     by_row = groups(samples)
     rows = []

@@ -59,8 +59,8 @@ class InversionExperiment(ResumableRun):
     Args:
         source: data set that the images and prompts are read from.
         concepts, buckets: the concepts whose images are used, see :func:`experiments.data.concepts.select_concepts`.
-        model, clip: functions of ``device`` that create the text-to-image model and the CLIP model. If ``clip`` is
-            None, the CLIP score is not computed.
+        model, clip: functions that load the text-to-image model and the CLIP model on the device ``device``. If
+            ``clip`` is None, the CLIP score is not computed.
         classifier: folder, Hugging Face Hub id or timm model name of the classifier whose features define the
             perceptual distance. If ``classifier`` is None, the perceptual distance is not computed.
         methods: the compared inversion methods by name.

@@ -129,7 +129,7 @@ class PretrainAutoencoder(TrainingTask):
         )
 
     def save(self, vae: AutoencoderKL, train: AugmentedEmojiImages, unseen: AugmentedEmojiImages) -> dict[str, float]:
-        """Sets the scaling factor of the VAE to 1 / (standard deviation of the training latents), and saves the VAE.
+        """Set the scaling factor of the VAE to 1 / (standard deviation of the training latents), and save the VAE.
 
         Returns:
             The mean PSNR in dB on ``unseen``, the scaling factor, and the number of images in ``unseen``.

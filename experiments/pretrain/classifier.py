@@ -178,7 +178,7 @@ class PretrainClassifier(TrainingTask):
             if name not in parts:
                 close = ", ".join(get_close_matches(name, parts, cutoff=0.0))
                 raise ValueError(
-                    f"task.frozen: {name!r} is not a module of {self.architecture}; similar names: {close}."
+                    f"task.frozen: {name!r} is not a module of {self.architecture}; choose a module, such as {close}."
                 )
 
     def run(self, trainer: Trainer) -> None:
@@ -206,7 +206,7 @@ def load_in_order(network: nn.Module, path: str) -> None:
     try:
         tensors = list(read_weights(path).values())
     except ValueError as error:
-        raise ValueError(f"task.init_from: {error}: give a .pth file.") from None
+        raise ValueError(f"task.init_from: {error}; set it to a .pth file.") from None
     expected = network.state_dict()
     head = {id(p) for p in network.get_classifier().parameters()}
     in_head = {name for name, p in network.named_parameters() if id(p) in head}
@@ -216,8 +216,9 @@ def load_in_order(network: nn.Module, path: str) -> None:
     )
     if not fits:
         raise ValueError(
-            f"task.init_from={path!r} has {len(tensors)} tensors that do not match, in order, the {len(expected)} "
-            "tensors of this network: choose the matching task.architecture, or another file."
+            f"task.init_from={path!r} has {len(tensors)} tensors, whose order and shapes do not match the "
+            f"{len(expected)} tensors of this network: set task.architecture to the architecture of the file, or "
+            "choose another file."
         )
     state = dict(zip(expected, tensors, strict=True))
     network.load_state_dict({name: state[name] for name in names}, strict=False)

@@ -118,7 +118,10 @@ class DistillationTask(TrainingTask):
     init_from: NonEmptyStr | None
 
     def load_model(self) -> StableDiffusionPipeline:
-        """Check the folders ``corpus`` and ``output``, and load the pipeline in the folder ``model``.
+        """Load the Stable Diffusion pipeline from the folder ``model``.
+
+        Before the pipeline is loaded, this method checks that ``corpus`` is a folder of the emoji corpus, and that
+        files can be written to the folder ``output``.
 
         Raises:
             ValueError: ``corpus``, ``output`` or ``model`` is invalid.

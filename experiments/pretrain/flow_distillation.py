@@ -61,8 +61,8 @@ def hint_channels(pipeline: StableDiffusionPipeline, hint_layer: str, transforme
         features = OutputHook(unet.get_submodule(hint_layer))
     except AttributeError:
         raise ValueError(
-            f"task.hint_layer={hint_layer!r} is not a layer of the teacher's U-Net: give the name of a layer, such as "
-            "up_blocks.1.attentions.1."
+            f"task.hint_layer={hint_layer!r} is not a layer of the teacher's U-Net: set it to the name of a layer, "
+            "such as up_blocks.1.attentions.1."
         ) from None
     z = torch.zeros(1, unet.config.in_channels, config.sample_size, config.sample_size)
     unet(z, 0, text_states(pipeline, [""]))
@@ -70,8 +70,8 @@ def hint_channels(pipeline: StableDiffusionPipeline, hint_layer: str, transforme
     tokens = (config.sample_size // config.patch_size) ** 2
     if positions != tokens:
         raise ValueError(
-            f"task.hint_layer={hint_layer!r} has {positions} positions, but the transformer has {tokens} tokens: "
-            "give a layer with one position per token."
+            f"task.hint_layer={hint_layer!r} has a feature map with {positions} positions, but the transformer has "
+            f"{tokens} tokens: choose a layer whose feature map has {tokens} positions."
         )
     return channels
 
@@ -81,11 +81,11 @@ class VelocityTeacher:
 
     Rectified flow has the noisy latent ``x = (1 - sigma) x0 + sigma n``, where ``x0`` is the clean latent, ``n`` is
     noise and ``sigma`` is the noise level. Division of ``x`` by ``sqrt((1 - sigma)^2 + sigma^2)`` gives a latent ``z``
-    of variance-preserving diffusion with the same signal-to-noise ratio. The timestep of ``z`` has the cumulative
-    product of alphas ``abar = (1 - sigma)^2 / ((1 - sigma)^2 + sigma^2)``. The noise ``eps`` that the teacher predicts
-    gives the clean latent ``E[x0 | z] = (z - sqrt(1 - abar) eps) / sqrt(abar)``. The clean latent gives the velocity
-    ``E[n - x0 | x] = (x - E[x0 | x]) / sigma``. The velocity ``E[n - x0 | x]`` is the conditional mean of ``n - x0``,
-    the usual training target of rectified flow, and therefore has less variance.
+    of variance-preserving diffusion with the same signal-to-noise ratio. At the timestep of ``z``, the value of
+    ``alphas_cumprod`` is ``abar = (1 - sigma)^2 / ((1 - sigma)^2 + sigma^2)``. The noise ``eps`` that the teacher
+    predicts gives the clean latent ``E[x0 | z] = (z - sqrt(1 - abar) eps) / sqrt(abar)``. The clean latent gives the
+    velocity ``E[n - x0 | x] = (x - E[x0 | x]) / sigma``. The usual training target of rectified flow is ``n - x0``. The
+    velocity ``E[n - x0 | x]`` is the conditional mean of this target, and therefore has a smaller variance.
 
     If ``sigma`` is greater than the noise level of the teacher's last timestep, ``z`` is a latent at the last timestep,
     and ``x`` is obtained by adding noise to ``z``. Also in this case, the conditional mean of ``E[x0 | z]`` given ``x``

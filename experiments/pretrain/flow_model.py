@@ -59,7 +59,7 @@ def build_text_encoder(start: CLIPTextModel, layers: int) -> CLIPTextModelWithPr
 def build_transformer(
     vae: nn.Module, *, text_width: int, pooled_width: int, width: int, layers: int, heads: int
 ) -> SD3Transformer2DModel:
-    """Return a new transformer, whose modulation and output layers are zero (adaLN-Zero, Peebles and Xie 2023).
+    """Return a new transformer with zero-initialized modulation and output layers (adaLN-Zero, Peebles and Xie 2023).
 
     Args:
         vae: VAE whose latents the transformer denoises.
@@ -113,7 +113,8 @@ class MergedPaddingAttention:
     An SD3 pipeline without T5 text encoder uses n zero tokens instead of the output of T5. The zero tokens are equal in
     every layer, because text tokens have no positional embedding. In the softmax, n equal tokens have the same effect
     as one token whose logit is increased by log n. The attention mask adds log n, so that one merged token can replace
-    all zero tokens. With one merged token, a training step takes a quarter of the time.
+    all zero tokens. A training step with one merged token takes a quarter of the time of a training step with n zero
+    tokens.
     """
 
     def __call__(
@@ -170,7 +171,8 @@ class Velocity:
             x: noisy latents, ``[B, 4, h, w]``.
             sigma: noise level of each latent, ``[B]``.
             captions: caption index of each latent, ``[B]``.
-            zeros: number of zero tokens after the tokens of each caption, which one token replaces, ``[B]``.
+            zeros: for each latent, the number of zero tokens after the caption, all of which one merged token replaces,
+                ``[B]``.
         """
         text = F.pad(self.states[captions], (0, 0, 0, 1))
         size = self.transformer.config.patch_size

@@ -124,12 +124,12 @@ class PretrainFlow(DistillationTask):
         hint_layer: name of the U-Net layer of the teacher whose output is the target of the feature loss.
         decay_from: fraction of the training steps after which the linear decay of the learning rate to zero begins.
         drop_caption: fraction of the captions that are replaced by the empty caption, for classifier-free guidance.
-        logit_mean: mean of the logits of the noise levels in the training, which are normally distributed.
-        logit_std: standard deviation of the logits of the noise levels in the training.
+        logit_mean: mean of the normal distribution from which the logits of the noise levels are drawn in the training.
+        logit_std: standard deviation of the normal distribution from which the logits of the noise levels are drawn.
         width: dimension of the hidden states of the transformer, which must be a multiple of ``heads`` and of 4.
         layers: number of transformer blocks.
         heads: number of attention heads.
-        shift: parameter ``shift`` of the noise levels of the sampler (``FlowMatchEulerDiscreteScheduler``).
+        shift: argument ``shift`` of the sampler's ``FlowMatchEulerDiscreteScheduler``, which shifts the noise levels.
     """
 
     teacher: NonEmptyStr | None

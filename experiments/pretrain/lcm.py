@@ -43,7 +43,7 @@ class DDIMTeacher:
 
     Args:
         network: U-Net of the base model, without the LoRA.
-        alpha_bar: cumulative product of alphas by timestep, float64 ``[T]``.
+        alpha_bar: ``alphas_cumprod`` of the scheduler, one value per timestep, float64 ``[T]``.
         empty: hidden states of the text encoder ("text states") for the empty caption, ``[1, L, D]``.
         stride: number of timesteps per DDIM step.
         strides: number of DDIM steps from a noisy latent to the latent from which the training target is computed.
@@ -289,12 +289,12 @@ class PretrainLcm(DistillationTask):
     def prepare(self, trainer: Trainer) -> None:
         if self.guidance[0] > self.guidance[1]:
             raise ValueError(
-                f"task.guidance={list(self.guidance)} is not a range: give the lower guidance scale first."
+                f"task.guidance={list(self.guidance)} is not a range [low, high]: write the lower guidance scale first."
             )
         self.pipeline = self.load_model()
         if self.pipeline.scheduler.config.prediction_type != "epsilon":
             raise ValueError(
-                f"task.model={self.model!r} does not predict noise: give a model with prediction_type=epsilon."
+                f"task.model={self.model!r} does not predict noise: set it to a model with prediction_type=epsilon."
             )
         self.student = LowRank(self.pipeline.unet, self.rank)
         if self.init_from:

@@ -88,8 +88,8 @@ class LowRank(nn.Module):
                 raise ValueError(f"the model has no weight {next(iter(state))}")
         except (KeyError, ValueError) as error:
             raise ValueError(
-                f"task.init_from={folder!r} is not a folder of a LoRA of this model and rank ({error}): give the "
-                "folder of such a LoRA."
+                f"task.init_from={folder!r} does not contain a LoRA for this model with the rank task.rank ({error}): "
+                "set it to the folder of such a LoRA."
             ) from None
 
 
@@ -102,7 +102,7 @@ def _copy(target: Tensor, values: Tensor) -> None:
 class _Frozen:
     """Wraps a frozen network, so that the network is not registered as a submodule of the module that contains it.
 
-    A deep copy of the wrapper refers to the same network.
+    A deep copy of the wrapper contains the same network object instead of a copy of the network.
     """
 
     def __init__(self, network: nn.Module) -> None:

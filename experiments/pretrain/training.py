@@ -141,7 +141,8 @@ def check_network(build: Callable[[], Any], **settings: Any) -> None:
 
     Args:
         build: function that creates the network and computes its output.
-        settings: config keys of ``task`` that determine the network, with their values. The error message names them.
+        settings: config keys of ``task`` that determine the network, with their values. The error message contains
+            these keys and values.
 
     Raises:
         ValueError: ``build`` raised an error.
@@ -152,7 +153,7 @@ def check_network(build: Callable[[], Any], **settings: Any) -> None:
     except Exception as error:  # diffusers, transformers and timm raise exceptions of many types
         reason = shorten(str(error), 300)
         values = " ".join(f"task.{name}={value}" for name, value in settings.items())
-        raise ValueError(f"{values}: no network has these settings ({reason}); choose other values.") from None
+        raise ValueError(f"{values}: cannot build this network ({reason}); choose other values.") from None
 
 
 def check_output(folder: str | Path) -> None:
@@ -179,7 +180,7 @@ def load_pretrained(model: type[Model], key: str, folder: str) -> Model:
     except Exception as error:  # diffusers, safetensors and json raise exceptions of many types
         reason = " ".join(str(error).split())
         raise ValueError(
-            f"{key}={folder!r} is not a folder of {model.__name__} ({reason}): give a folder with a saved "
+            f"{key}={folder!r} cannot be loaded as {model.__name__} ({reason}): set {key} to a folder with a saved "
             f"{model.__name__}."
         ) from None
 
@@ -188,7 +189,7 @@ def _load_pretrained(model: type[Any], folder: str) -> Any:
     if issubclass(model, DiffusionPipeline):
         pipeline = load_pipeline(folder, dtype=torch.float32, local_files_only=True, variant=None, revision=None)
         if not isinstance(pipeline, model):
-            raise ValueError(f"it is a folder of {type(pipeline).__name__}")
+            raise ValueError(f"the folder contains a {type(pipeline).__name__}")
         return pipeline
     network, loading_info = model.from_pretrained(folder, local_files_only=True, output_loading_info=True)
     check_loading_info("the weights", model.__name__, loading_info)

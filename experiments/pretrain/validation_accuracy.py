@@ -19,7 +19,7 @@ Sampler = Callable[[list[str], Tensor], Tensor]
 
 @dataclass
 class AccuracyProbe:
-    """Measures for which share of generated images an evaluation classifier predicts the concept in the prompt.
+    """Measures the share of generated images for which an evaluation classifier predicts the concept in the prompt.
 
     Args:
         source: data source of the concepts and their prompts.

@@ -1,4 +1,4 @@
-"""Arms: the pipelines that an experiment compares, and functions that compute the initial seeds of an arm."""
+"""The class ``Arm``, one of the pipelines that an experiment compares, and functions that compute its initial seeds."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class Arm:
         inverter: inversion method for the reference images; None if the seeds are standard normal noise.
         seed_init: function that computes n initial seeds ``[G, n, C, h, w]`` for each of G concepts. The arguments of
             ``seed_init`` are the inverted seeds ``[G, R, C, h, w]`` of the R reference images of each concept, and n.
-        select: function that optimizes the initial seeds, or that selects the best of several initial seeds for each
-            image. None: the images are sampled from the initial seeds without optimization.
+        select: function that optimizes the initial seeds, or that selects the seed with the lowest loss among several
+            initial seeds for each image. None: the images are sampled from the initial seeds without optimization.
         gradient_steps: number of sampling steps, counted from the last step, through which the optimization
             backpropagates (:func:`rnri.models.sampling.trajectory`); None: all sampling steps.
         strength: SDEdit (:class:`rnri.methods.sdedit.SDEdit`) with random seeds: the noise of the seed is added to the
@@ -50,12 +50,12 @@ class Arm:
 
     def __post_init__(self) -> None:
         if (self.inverter is None) != (self.seed_init is None):
-            raise ValueError("inverter and seed_init of an arm: set both, or set both to null.")
+            raise ValueError("an arm has only one of inverter and seed_init: set both, or set both to null.")
         if self.inverter is not None and not self.inverter.seed_only:
             raise ConfigError(
                 "inverter",
-                f"{type(self.inverter).__name__} needs more than the seed to reconstruct an image, but NAO and "
-                "SeedSelect work on seeds: choose a seed-only method, such as accelerated.",
+                f"{type(self.inverter).__name__} cannot reconstruct an image from the seed alone, but NAO and "
+                "SeedSelect use only seeds: choose a seed-only method, such as accelerated.",
             )
         if self.strength is not None and self.inverter is not None:
             raise ConfigError("strength", "must be null with an inverter, because SDEdit samples from random seeds.")
@@ -128,8 +128,8 @@ def inverted_seeds(seeds: Tensor, count: PositiveInt) -> Tensor:
     """
     if count > seeds.shape[1]:
         raise ValueError(
-            f"{count} samples need as many references, but there are only {seeds.shape[1]}: increase task.references, "
-            "decrease task.samples, or use an arm with NAO."
+            f"{count} initial seeds need {count} reference images, but there are only {seeds.shape[1]}: increase "
+            "task.references, decrease task.samples, or use an arm with NAO."
         )
     return seeds[:, :count]
 

@@ -82,8 +82,8 @@ class ArmsExperiment(ResumableRun, ABC):
         second_classifier: folder, Hugging Face Hub id or timm model name of a second evaluation classifier, whose
             accuracy is a column of the results; None if one classifier is enough.
         arms: the compared arms (pipelines) by name, in the order of the table.
-        steps: number of sampling steps, equal for inversion and generation, because a seed regenerates its image only
-            with the schedule of its inversion.
+        steps: number of steps of inversion and of sampling. Both use the same number, because an inverted seed
+            regenerates its image only with the schedule of the inversion.
         samples: number of generated images per concept.
         references: number of reference images per concept.
         concepts_per_batch: number of concepts that are computed in one batch. The batch size changes speed and memory,
@@ -228,7 +228,7 @@ class ArmsExperiment(ResumableRun, ABC):
             return arm
         select = arm.select.with_steps(self.steps)
         weights = ", ".join(f"{weight:.3g}" for weight in select.step_weights)
-        rank_zero_only(print)(f"task.steps={self.steps}: SeedSelect has the step weights {weights} in the arm {name!r}")
+        rank_zero_only(print)(f"task.steps={self.steps}: the arm {name!r} uses only the step weights {weights}")
         return replace(arm, select=select)
 
     def _other_concepts(self, concepts: Sequence[Concept], selected: Sequence[Concept]) -> list[Concept]:
@@ -250,14 +250,15 @@ class ArmsExperiment(ResumableRun, ABC):
             unknown = [concept.name for concept in self.context.concepts if concept.name not in labels]
             if classifier is not None and unknown:
                 raise ValueError(
-                    f"data.{key}={source} has no label {unknown[0]!r}, the name of a selected concept: use a "
-                    "classifier that was trained on these concepts."
+                    f"data.{key}={source} has no label {unknown[0]!r}, but a concept of this name is selected: set "
+                    f"data.{key} to a classifier that was trained on the selected concepts."
                 )
 
     def _check_arm(self, name: str) -> None:
         """Raise ValueError if the arm's inverter or seed initialization does not support the settings of the run.
 
-        The inverter must support the schedule; the seed initialization must be able to compute the number of seeds.
+        The inverter must support the schedule. The seed initialization must be able to compute the required number of
+        seeds.
         """
         arm = self.context.arms[name]
         if arm.inverter is None or arm.seed_init is None:

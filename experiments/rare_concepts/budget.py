@@ -38,7 +38,7 @@ from experiments.reporting.results import Report
 from experiments.reporting.tables import Column, Table
 from rnri.validation import dataclass
 
-PANELS = {  # for each quantity on the x axis: the plotted columns, each with axis label and factor
+PANELS = {  # quantity on the x axis -> columns on the y axes, with the axis label and the factor of each column
     "budget": {
         "accuracy": ("accuracy, %", 100.0),
         "kid": ("KID", 1.0),
@@ -85,7 +85,7 @@ def total_row_key(quantity: str, arm: str, bucket: str) -> dict[str, Any] | None
 
 @dataclass(kw_only=True)
 class BudgetExperiment(ArmsExperiment):
-    """The task of experiments whose table has one row per method and number, such as ``experiment=budget``.
+    """The task of experiments with one table row per method and value of ``quantity``, such as ``experiment=budget``.
 
     The name of an arm (pipeline) is ``METHOD_NUMBER``, for example ``nao_50``. The table also contains the measured
     number of network evaluations of each arm.
@@ -173,7 +173,7 @@ def copies_figure(rows: Sequence[Mapping], quantity: str, real: Mapping) -> Figu
 
     Args:
         rows: one row per method and value of ``quantity``.
-        quantity: column of the numbers, which are written next to the points.
+        quantity: name of the column whose values are written next to the points.
         real: row of the real images, which is drawn as a star.
     """
     figure, ((axis,),) = plots.panels(1)

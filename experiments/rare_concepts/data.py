@@ -77,7 +77,10 @@ class ConceptBatch:
 
 
 class ConceptDataModule(CachedUnitDataModule):
-    """Lightning data module of the concepts whose images are not on disk yet, in batches of one arm (pipeline) each."""
+    """Lightning data module with the concepts whose images are not on disk yet.
+
+    The images of all concepts in a batch are generated with the same arm (pipeline).
+    """
 
     unit_noun = "concept"
 

@@ -38,7 +38,7 @@ SCORES_VERSION = 1
 
 @dataclass(frozen=True)
 class References:
-    """The reference images of each concept, with the interface of a store of generated images."""
+    """The reference images by concept key, with the same method ``read`` as a store of generated images."""
 
     concepts: Mapping[str, Concept]
 
@@ -228,7 +228,7 @@ class Evaluator:
     def _labels(
         self, title: str, units: ImageUnits, classifier: Classifier, extractor: Inception | None = None
     ) -> tuple[Tensor, list[str]]:
-        """Return the features and predicted labels of the images of all concepts that are free of NaN and infinity."""
+        """For all concepts, return the features and the predicted labels of the images without NaN and infinity."""
         progress = Progress(title, min_interval=LOG_INTERVAL_S)
 
         def images() -> Iterator[Tensor]:

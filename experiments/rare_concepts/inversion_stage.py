@@ -74,8 +74,8 @@ class InversionStage:
     def __post_init__(self) -> None:
         if not self.inverter.seed_only:
             raise ValueError(
-                f"{type(self.inverter).__name__} needs more than the seed to reconstruct an image, but NAO and "
-                "SeedSelect work on seeds: choose a seed-only method, such as accelerated."
+                f"{type(self.inverter).__name__} cannot reconstruct an image from the seed alone, but NAO and "
+                "SeedSelect use only seeds: choose a seed-only method, such as accelerated."
             )
 
     def __call__(

@@ -69,7 +69,7 @@ class RareConceptModule(LightningModule):
         return [concept.name for concept in batch.concepts]
 
     def _generate(self, batch: ConceptBatch) -> list[Unit]:
-        """Generate the images of a batch; return the results of each concept."""
+        """Generate the images of a batch; return one :data:`Unit` (images, seeds and record) per concept."""
         arm = self.context.arms[batch.arm]
         samples = self.context.samples
         start = self._now()
@@ -112,8 +112,8 @@ class RareConceptModule(LightningModule):
     def _initial_seeds(self, batch: ConceptBatch) -> Tensor:
         """Return the initial seeds ``[G * n * candidates, C, h, w]`` of G concepts with n samples per concept.
 
-        The candidates of a sample are the initial seeds from which the arm selects the best. The candidate with index m
-        of the sample with index k is the initial seed with index ``m * n + k`` of the concept.
+        The candidates of a sample are the initial seeds among which the arm selects the seed with the lowest loss. For
+        each concept, candidate m of sample k is the initial seed with index ``m * n + k``.
         """
         arm = self.context.arms[batch.arm]
         count = self.context.samples * arm.candidates
@@ -198,7 +198,8 @@ class RareConceptModule(LightningModule):
     def _trajectory(self, batch: ConceptBatch, targets: Targets) -> Trajectory:
         """Return the function that samples from seeds and returns the latents of the last steps.
 
-        The arguments of the function are seeds ``[b, C, h, w]`` and their indices in the batch.
+        The arguments of the function are the seeds ``[b, C, h, w]`` of b samples and the indices of these samples in
+        the batch.
         """
         arm = self.context.arms[batch.arm]
         predictor = self._predictor(batch)

@@ -165,11 +165,12 @@ def bucket_column(bucket: str) -> Column:
 def pivoted(rows: Sequence[Mapping], identity: Sequence[str], value: str = "accuracy") -> list[dict[str, Any]]:
     """Join the rows of each method, one per bucket (group of concepts), into one row per method.
 
-    The joined row has the values of the row ``total``, and the accuracy of each bucket in the column ``BUCKET``. The
-    columns ``BUCKET_low`` and ``BUCKET_high`` contain the confidence interval of the accuracy.
+    The joined row has the values of the row ``total``, and the accuracy of each bucket in the column ``BUCKET``, where
+    BUCKET is the name of the bucket. The columns ``BUCKET_low`` and ``BUCKET_high`` contain the ends of the 95 %
+    confidence interval of the accuracy.
 
     Args:
-        rows: rows with the columns ``bucket``, ``VALUE``, ``VALUE_low`` and ``VALUE_high``.
+        rows: rows with the columns ``bucket``, ``VALUE``, ``VALUE_low`` and ``VALUE_high``, where VALUE is ``value``.
         identity: columns that identify a method.
         value: name of the column of the accuracy; ``accuracy_second`` is the accuracy of the second classifier.
     """
@@ -211,7 +212,8 @@ def pair_tables(pairs: Sequence[Mapping]) -> list[Table]:
 def pair_table(pairs: Sequence[Mapping]) -> Table:
     """Return a table of the differences in accuracy over all concepts, with one row per method.
 
-    The table has one column per baseline. Baselines beyond the maximum number of columns are omitted.
+    The table has one column per baseline, which contains the accuracy of the row's method minus the accuracy of the
+    baseline. Baselines beyond the maximum number of columns are omitted.
     """
     lines: dict[str, dict] = {}
     for pair in pairs:

@@ -41,7 +41,8 @@ class ClassifiedImages:
         predictions: predicted label of each sample; None for a sample with NaN or infinite pixels.
         second_predictions: predicted labels of the second evaluation classifier; None if there is no second classifier.
         concepts: concept of each sample.
-        t_init: time in seconds to compute the initial seeds of each concept; None for real images.
+        t_init: time in seconds to invert the reference images of each concept and to compute its initial seeds; None
+            for real images.
         t_opt: time in seconds to optimize a seed of each concept, averaged over its samples; None for real images.
         records: number of network evaluations and loss of each sample.
         extractor: name of the network that computed ``features``.
@@ -98,7 +99,8 @@ class ClassifiedImages:
     def right_new_second(self) -> list[bool | None] | None:
         """Whether the second classifier recognizes the concept in each sample, and the sample is not a copy.
 
-        The property is None if there is no second classifier. A value is None as in :attr:`right_new`.
+        The property is None if there is no second classifier. The value of a sample is None if the second classifier
+        recognizes the concept, but it is not known whether the sample is a copy.
         """
         return None if self.second_correct is None else self._new(self.second_correct)
 
@@ -165,9 +167,9 @@ def accuracy_rows(method: str, images: ClassifiedImages, seed: int, real: Classi
 def paired_differences(arms: Mapping[str, ClassifiedImages], seed: int) -> list[dict]:
     """Return the difference in accuracy between each pair of arms (pipelines), per group of concepts and in total.
 
-    The baseline of a pair of arms is the arm that comes first in the table. The bootstrap of the 95 % confidence
-    interval resamples the same concepts for both arms. The interval is therefore not wider if some concepts are more
-    difficult than others.
+    The baseline of a pair of arms is the arm that comes first in the table. The difference is the accuracy of the other
+    arm minus the accuracy of the baseline. The bootstrap of the 95 % confidence interval resamples the same concepts
+    for both arms. The interval is therefore not wider if some concepts are more difficult than others.
     """
     table = []
     for (baseline, reference), (method, images) in combinations(arms.items(), 2):
@@ -180,7 +182,10 @@ def paired_differences(arms: Mapping[str, ClassifiedImages], seed: int) -> list[
 
 
 def _with_interval(name: str, values: Sequence[float], groups: Sequence[str], seed: int) -> dict[str, float]:
-    """Return the mean of ``values`` as ``NAME``, and its 95 % confidence interval as ``NAME_low`` and ``NAME_high``."""
+    """Return the mean of ``values`` and its 95 % confidence interval.
+
+    The keys of the returned dict are ``NAME``, ``NAME_low`` and ``NAME_high``, where NAME is the argument ``name``.
+    """
     low, high = bootstrap_interval(values, groups, seed=seed)
     return {name: mean(values), f"{name}_low": low, f"{name}_high": high}
 

@@ -184,7 +184,10 @@ class SeedGeometryExperiment(ArmsExperiment):
 
 
 def norm_figure(norms: Mapping[str, Tensor]) -> Figure:
-    """Plot the mean, 5th and 95th percentile of the norms of the seeds of each arm (pipeline)."""
+    """Plot the mean, 5th and 95th percentile of the norms of the seeds of each arm (pipeline).
+
+    The norms are divided by the typical norm of Gaussian noise.
+    """
     figure, axis = plots.panel(6.4, 3.4)
     for k, (name, all_norms) in enumerate(norms.items()):
         values = all_norms[all_norms.isfinite().all(1)]

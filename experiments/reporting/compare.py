@@ -26,7 +26,7 @@ def compare(runs: Sequence[Run]) -> Table:
     """Return a table with one row per metric and result row, for the result rows that all ``runs`` have.
 
     The table has one column per run. The column of every run except the first is followed by a column with the
-    difference between this run and the first run.
+    difference: the value of this run minus the value of the first run.
 
     Raises:
         ValueError: the runs belong to different experiments, or have no result row in common.
@@ -94,7 +94,7 @@ def _label(row: Mapping[str, Any], identity: Sequence[str]) -> str:
 
 
 def _cells(rows: Sequence[Mapping[str, Any]], value: Column) -> dict[str, str]:
-    """Return the table cells of one metric: its formatted value in each run, and the differences to the first run.
+    """Return the table cells of one metric: its value in each run, and the differences (run minus first run) as text.
 
     Args:
         rows: the corresponding result row of each run.
@@ -122,7 +122,9 @@ def main() -> None:
     options = parser.parse_args()
     try:
         if len(options.runs) < 2:
-            raise ValueError(f"RUN: give at least two folders of finished runs, got {options.runs[0]}.")
+            raise ValueError(
+                f"RUN: expected two or more folders of finished runs, got only {options.runs[0]}; add another folder."
+            )
         runs = [Run(folder) for folder in options.runs]
         table = compare(runs)
         print(table.markdown(), end="", flush=True)

@@ -111,8 +111,8 @@ def method_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
 def error_lengths(row: Mapping[str, Any], name: str, scale: float = 1.0) -> tuple[float, float]:
     """Return the lengths of the error bar below and above the value in column ``name`` of ``row``.
 
-    The ends of the error bar are the columns ``NAME_low`` and ``NAME_high``. A length that is negative because of
-    rounding errors is set to 0.
+    The ends of the error bar are the columns ``NAME_low`` and ``NAME_high``, where NAME is ``name``. A length that is
+    negative because of rounding errors is set to 0.
 
     Args:
         row: the values and the ends of error bars, by the name of the column.
@@ -155,7 +155,10 @@ def line(axis: Axes, rows: Sequence[Mapping[str, Any]], x: str, y: str, *, scale
 def interval_band(
     axis: Axes, rows: Sequence[Mapping[str, Any]], x: str, y: str, *, scale: float = 1.0, **style: Any
 ) -> None:
-    """Fill the area between the columns ``Y_low`` and ``Y_high`` of ``rows``, over column ``x``, with a pale color."""
+    """Fill the area between two columns of ``rows``, over column ``x``, with a pale color.
+
+    The two columns are ``NAME_low`` and ``NAME_high``, where NAME is ``y``.
+    """
     points = sorted((row[x], scale * row[f"{y}_low"], scale * row[f"{y}_high"]) for row in rows)
     if points:
         axis.fill_between(*zip(*points, strict=True), alpha=0.07, linewidth=0, **style)

@@ -49,7 +49,9 @@ def _read_file(file: Path) -> pd.DataFrame:
         raise ValueError(f"{file} cannot be read as Parquet: use a file exported by the web page.") from error
     missing = [name for name in COLUMNS if name not in table]
     if missing:
-        raise ValueError(f"{file} has no column {missing[0]}; a table of ratings has {', '.join(COLUMNS)}.")
+        raise ValueError(
+            f"{file} has no column {missing[0]}: use a file exported by the web page, with {', '.join(COLUMNS)}."
+        )
     for row in table.itertuples():
         _check_row(row, f"{file}: row {row.Index}")
     return table.assign(shown=[tuple(shown) for shown in table["shown"]])
@@ -80,8 +82,8 @@ def win_rates(ratings: pd.DataFrame, *, seed: int = 0) -> list[dict[str, Any]]:
     """Return the win rate of each method, which is the share of comparisons in which raters preferred the method.
 
     The returned rows, one per method, are sorted from the highest to the lowest win rate. If a rater does not prefer
-    one of n methods (a tie), each method has 1/n win. The 95 % confidence intervals are computed by a bootstrap over
-    items, because ratings of the same item are correlated.
+    one of n methods (a tie), each method gets 1/n of a win. The 95 % confidence intervals are computed by a bootstrap
+    over items, because ratings of the same item are correlated.
     """
     rows = []
     for method in sorted({method for shown in ratings["shown"] for method in shown}):
@@ -120,7 +122,10 @@ def preference_table(ratings: pd.DataFrame) -> str:
     rows = [row | {"win_rate_text": percent(row, "win_rate")} for row in win_rates(ratings)]
     alpha = agreement(ratings)
     text = "undefined (no item has two raters, or all choices are equal)" if alpha is None else f"{alpha:.2f}"
-    return f"{markdown_table(rows, HEADS)}\nAgreement between raters (Krippendorff's alpha): {text}.\n"
+    return (
+        f"{markdown_table(rows, HEADS)}\nAgreement between raters (Krippendorff's alpha, 1 for full agreement and 0 "
+        f"for agreement by chance): {text}.\n"
+    )
 
 
 def main() -> None:

@@ -73,8 +73,8 @@ class Report:
         for table in self.tables:
             if len(table.columns) > MAX_COLUMNS:
                 raise ValueError(
-                    f"tables: a table has at most {MAX_COLUMNS} columns, got {', '.join(table.heads)}; remove some. "
-                    "All columns of the rows are in table.csv."
+                    f"tables: a table has at most {MAX_COLUMNS} columns, got {', '.join(table.heads)}; remove "
+                    "some columns. All columns of the rows are in table.csv."
                 )
 
     def write(self, run_dir: str | Path, loggers: Sequence[Logger], step: int = 0) -> None:

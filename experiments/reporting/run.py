@@ -62,7 +62,7 @@ class Run:
         self.folder = Path(folder)
         if not (self.folder / "config.yaml").is_file():
             raise FileNotFoundError(
-                f"{self.folder} is not the folder of a run, config.yaml is missing: give the run_dir of a run."
+                f"{self.folder} is not the folder of a run, because it has no config.yaml: pass the run_dir of a run."
             )
 
     @cached_property
@@ -80,13 +80,17 @@ class Run:
         """
         path = self.folder / "results.json"
         if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing: the run is not finished; run the same command again.")
+            raise FileNotFoundError(
+                f"{path} does not exist, because the run is not finished: repeat the command of the run."
+            )
         try:
             results = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise ValueError(f"{path} cannot be read as JSON ({first_line(error)}): run the command again.") from None
+            raise ValueError(
+                f"{path} cannot be read as JSON ({first_line(error)}): repeat the command of the run."
+            ) from None
         if not isinstance(results, dict) or not results.get("rows"):
-            raise ValueError(f"{path} contains no rows of results: run the same command again.")
+            raise ValueError(f"{path} contains no rows of results: repeat the command of the run.")
         return results
 
     @cached_property
@@ -166,7 +170,10 @@ class Run:
         """
         seeds = self.reference_seeds(concept)
         if inverter not in seeds:
-            raise KeyError(f"inverter={inverter!r}: must be one of {', '.join(seeds)} for concept {concept!r}.")
+            raise KeyError(
+                f"inverter={inverter!r}: the run has no seeds of the concept {concept!r} by this inverter; choose one "
+                f"of {', '.join(seeds)}."
+            )
         return nao.centroid(seeds[inverter]).point
 
 

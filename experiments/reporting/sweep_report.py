@@ -86,21 +86,19 @@ def _read_run(path: Path) -> tuple[DictConfig, list[dict[str, Any]]]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise _UnreadableRunError(
-            f"{path} cannot be read as JSON ({first_line(error)}): start the run again."
-        ) from None
+        raise _UnreadableRunError(f"{path} cannot be read as JSON ({first_line(error)}): repeat this run.") from None
     rows = content.get("rows") if isinstance(content, dict) else None
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
-        raise _UnreadableRunError(f"{path} contains no rows of results: start the run again.")
+        raise _UnreadableRunError(f"{path} contains no rows of results: repeat this run.")
     bounds = content.get("bounds", [])
     rows = [row | {BOUND: row.get("method") in bounds} for row in rows]
     config_path = path.parent / "config.yaml"
     try:
         config = OmegaConf.load(config_path)
     except (OSError, ValueError, YAMLError) as error:
-        raise _UnreadableRunError(f"{config_path} cannot be read ({first_line(error)}): start the run again.") from None
+        raise _UnreadableRunError(f"{config_path} cannot be read ({first_line(error)}): repeat this run.") from None
     if not isinstance(config, DictConfig) or not config:
-        raise _UnreadableRunError(f"{config_path} contains no keys: start the run again.")
+        raise _UnreadableRunError(f"{config_path} contains no keys: repeat this run.")
     return config, rows
 
 

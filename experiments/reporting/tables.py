@@ -43,8 +43,8 @@ class Column:
     def text(self, row: Mapping[str, Any]) -> str:
         """Return the text of the cell, with the confidence interval if the row has one, such as ``23.1 (22.4–23.9)``.
 
-        A missing value is a dash. Percentages have one decimal place; the ends of their intervals are rounded to
-        integers.
+        If the value is missing, the text is a dash. Percentages have one decimal place, but the ends of a percentage's
+        confidence interval are rounded to integers.
         """
         value = self.value_text(row)
         low, high = (row.get(f"{self.key}_{end}") for end in ("low", "high"))
@@ -85,7 +85,8 @@ class Table:
         columns: the columns of the table.
         title: text above the table.
         references: rows below the compared rows, such as published values and upper bounds, which are never bold.
-        within: keys by which rows are grouped. The best value of each group is bold.
+        within: keys by which rows are grouped. In each group, the best value of every column is bold; the attribute
+            ``better`` of the column defines whether the best value is the highest or the lowest.
     """
 
     rows: Rows

@@ -21,7 +21,7 @@ from rnri.models.noise import noise_for_samples
 from rnri.validation import HalfOpenUnitInterval, dataclass
 
 NO_ATTACK = "none"
-"""Name under which results of images without an attack are listed among the attacks."""
+"""Name for images without an attack in the list of attacks and in the column ``attack`` of the results."""
 
 
 class Attack(ABC):

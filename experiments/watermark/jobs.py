@@ -69,7 +69,8 @@ class ForgerySetting:
 
     Args:
         keys: number of keys whose watermarks are forged.
-        images: numbers of images whose seeds are averaged, in increasing order. One image is forged for each number.
+        images: numbers of images whose seeds are averaged, in increasing order. For each key, one image is forged for
+            each of these numbers.
         steps: number of steps for generating images and for inverting images.
         guidance: guidance scale for generating the images; if None, the default of the model is used.
     """
@@ -199,7 +200,7 @@ class ForgeryJob:
         inverter: the inversion method.
         setting: how the watermark is forged.
         number: index of the key.
-        prompts: prompts of the images with the genuine watermark. The last prompt is that of the forged images.
+        prompts: prompts of the images with the genuine watermark, followed by one prompt for the forged images.
         guidance: guidance scale for generating the images.
     """
 

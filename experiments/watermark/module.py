@@ -96,7 +96,10 @@ class WatermarkModule(LightningModule):
         return tensors, rows
 
     def _read_with_other_keys(self, seeds: Tensor) -> dict[Scheme, Tensor]:
-        """Read the watermark of ``seeds [A,B,C,h,w]`` with K wrong keys; return the p-values, float64 ``[K,A,B]``."""
+        """Read watermarks with K wrong keys from ``seeds [A,B,C,h,w]`` of A attacks on B images.
+
+        Return the p-values ``float64 [K,A,B]`` for each type of watermark.
+        """
         flat = seeds.flatten(0, 1)
         p_values = {}
         for scheme in SCHEMES:
@@ -149,7 +152,7 @@ class WatermarkModule(LightningModule):
             images = self._generate_with_pipeline(seeds, prompts, guidance, steps, sampler=sampler)
         if not is_finite(images).all():
             raise NonFiniteError(
-                "a generated image contains NaN or infinity; try model.dtype=float32 and trainer.precision=32-true."
+                "a generated image contains NaN or infinity: set model.dtype=float32 and trainer.precision=32-true."
             )
         return publish(images)
 
@@ -238,7 +241,10 @@ def forge(seeds: Tensor, noise: Tensor) -> Tensor:
 
 
 def _rms(differences: Tensor) -> Tensor:
-    """Return the root mean square of each difference ``[S,A,B,C,h,w]``, float64 ``[S,A,B]``, computed on the CPU."""
+    """Return the root mean square of each seed difference as a tensor ``float64 [S,A,B]`` on the CPU.
+
+    The shape of ``differences`` is ``[S,A,B,C,h,w]`` for S types of watermark, A attacks and B images.
+    """
     return differences.cpu().double().square().flatten(3).mean(3).sqrt()
 
 

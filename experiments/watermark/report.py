@@ -39,7 +39,7 @@ ALL_ATTACKS = "all attacks"
 FALSE_POSITIVE_RATE = 0.01
 """Fraction of images without the watermark in which a watermark may be detected."""
 BASELINE, OURS = "ddim", "accelerated"
-"""Names of the two inversion methods that the report compares at equal numbers of network evaluations."""
+"""Names of the two inversion methods that the report compares at the same number of network evaluations."""
 
 BITS = Column("bit_accuracy", "bit accuracy, %", "higher", 100)
 DETECTED = Column("tpr", "true positives, %", "higher", 100)
@@ -124,10 +124,10 @@ def sample_rows(job: ReadingJob, records: Rows) -> list[dict[str, Any]]:
 def with_detections(samples: Rows) -> list[dict[str, Any]]:
     """Add the columns ``detected`` and ``false_positives`` to the rows of single images.
 
-    The column ``detected`` is 1 if the p-value of the image is below a threshold, else 0. The threshold is computed for
-    each row of the results table (:data:`IDENTITY`), so that at most 1 % of its p-values for wrong keys are below the
-    threshold. The column ``false_positives`` is the fraction of these p-values that are at most 0.01. The expected
-    fraction is 0.01 if the p-values are calibrated.
+    The column ``detected`` is 1 if the p-value of the image is below a threshold, else 0. A separate threshold is
+    computed for each row of the results table (:data:`IDENTITY`): at most 1 % of the p-values that wrong keys have in
+    the row are below the threshold. The column ``false_positives`` is the fraction of the p-values of wrong keys that
+    are at most 0.01. The expected fraction is 0.01 if the p-values are calibrated.
     """
     result = []
     for group in groups(samples).values():
@@ -151,7 +151,8 @@ def groups(samples: Rows, identity: Sequence[str] = IDENTITY) -> dict[tuple, lis
 def summarize(samples: Rows, seed: int) -> list[dict[str, Any]]:
     """Return the rows of the results table.
 
-    There is one row per method, setting, type of watermark and attack. Further rows contain the means over all attacks.
+    There is one row per method, setting, type of watermark and attack. Additional rows contain the means over all
+    attacks.
     """
     rows = [_row(group, group[0]["attack"], seed) for group in groups(samples).values()]
     attacked = [sample for sample in samples if sample["attack"] != NO_ATTACK]
@@ -190,8 +191,8 @@ def _row(group: Rows, attack: str, seed: int) -> dict[str, Any]:
 def differences(samples: Rows, seed: int) -> list[dict[str, Any]]:
     """Compare the methods ``accelerated`` and ``ddim`` at the same planned number of network evaluations per image.
 
-    The two methods read the same images, so that the differences are paired. The confidence interval is computed with a
-    bootstrap over images.
+    A difference is the value of ``accelerated`` minus the value of ``ddim``. The two methods read the same images, so
+    that the differences are paired. The confidence interval is computed with a bootstrap over images.
     """
     by_budget: dict[tuple, dict[str, dict[tuple, Mapping[str, Any]]]] = {}
     for sample in samples:
@@ -324,7 +325,7 @@ def pair_tables(pairs: Rows) -> list[Table]:
                 COUNT,
             ]
             rows = sorted(same_scheme, key=lambda row: row["nfe"])
-            tables.append(Table(rows, columns, f"{TITLES[scheme[0]]}, {value} at equal NFE: {title}"))
+            tables.append(Table(rows, columns, f"{TITLES[scheme[0]]}, {value} at the same NFE: {title}"))
     return tables
 
 

@@ -59,7 +59,7 @@ class WatermarkExperiment(ResumableRun):
     Args:
         source: data set that the prompts are read from.
         concepts, buckets: the concepts whose prompts are used, see :func:`experiments.data.concepts.select_concepts`.
-        model: function of ``device`` that creates the text-to-image model.
+        model: function that loads the text-to-image model on the device ``device``.
         methods: seed-only inversion methods by name, which regenerate an image from the seed alone. The methods of
             ``rnri.METHODS`` are added with their default settings, except for methods whose names are in ``methods``.
         settings: the conditions under which the methods are compared, such as numbers of steps and sampler.
@@ -104,7 +104,7 @@ class WatermarkExperiment(ResumableRun):
             except ValueError as error:
                 raise ConfigError(
                     f"task.settings.{k}.sampler",
-                    f"must be a scheduler class of diffusers, got {setting.sampler!r}; try EulerDiscreteScheduler.",
+                    f"must be a scheduler class of diffusers, such as EulerDiscreteScheduler, got {setting.sampler!r}.",
                 ) from error
         prompts = self._prompts()
         steps = {count for setting in self.settings for count in (setting.steps, setting.inversion_steps)}
@@ -188,7 +188,7 @@ class WatermarkExperiment(ResumableRun):
                     f"task.settings.{k}.sampler",
                     f"must match the model's {type(scheduler).__name__}, which is "
                     f"{'' if is_flow(scheduler) else 'not '}a flow-matching scheduler, got {setting.sampler!r}; "
-                    f"try {other}.",
+                    f"choose a scheduler such as {other}.",
                 )
 
     def run(self, trainer: Trainer) -> float:
@@ -234,7 +234,9 @@ class WatermarkExperiment(ResumableRun):
     def _plan_store(
         self, store: UnitStore, group: Sequence[ReadingJob | ForgeryJob], generated: set[tuple]
     ) -> StagePlan:
-        """Return the estimated cost of the jobs ``group``, which have the same method and setting or are forgeries.
+        """Return the estimated cost of the jobs in ``group``.
+
+        All jobs in ``group`` have the same inversion method and setting, or all of them forge watermarks.
 
         Args:
             generated: keys of the images whose cost of generation is already counted. The images of ``group`` are added

@@ -57,7 +57,7 @@ def test_command_line_overrides_reach_the_arms():
 def test_inverted_seeds_are_the_seeds_of_the_first_references():
     seeds = torch.randn(2, 3, 1, 2, 2)
     assert torch.equal(inverted_seeds(seeds, 2), seeds[:, :2])
-    with pytest.raises(ValueError, match="4 samples need as many references, but there are only 3"):
+    with pytest.raises(ValueError, match="4 initial seeds need 4 reference images, but there are only 3"):
         inverted_seeds(seeds, 4)
 
 

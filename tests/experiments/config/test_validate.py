@@ -193,13 +193,13 @@ VALUES = [  # overrides, and the start of the error message
     ("experiment=pretrain_clip|+trainer.limit_train_batches=0", "trainer.limit_train_batches: Input should be greater"),
     (
         "experiment=pretrain_clip|task.width=7",
-        "task.architecture=tf_efficientnet_lite1 task.image_size=128 task.width=7: no network has these settings ",
+        "task.architecture=tf_efficientnet_lite1 task.image_size=128 task.width=7: cannot build this network ",
     ),
     (
         "experiment=pretrain_clip|task.architecture=lite",
-        "task.architecture=lite task.image_size=128 task.width=192: no network has these settings (Unknown model",
+        "task.architecture=lite task.image_size=128 task.width=192: cannot build this network (Unknown model",
     ),
-    ("experiment=pretrain_autoencoder|task.channels=[7]", "task.channels=[7]: no network has these settings"),
+    ("experiment=pretrain_autoencoder|task.channels=[7]", "task.channels=[7]: cannot build this network"),
     (
         "experiment=pretrain_denoiser|task.text_width=7",
         "task.channels=[64, 128, 128] task.text_width=7 task.tex",
@@ -230,7 +230,7 @@ VALUES = [  # overrides, and the start of the error message
     ),
     (
         "method@task.arms.seedselect_rnri.inverter=edict",
-        "task.arms.seedselect_rnri.inverter: EDICT needs more than the seed to reconstruct an image",
+        "task.arms.seedselect_rnri.inverter: EDICT cannot reconstruct an image from the seed alone",
     ),
     (
         "seed_init=references|task.samples=5",
@@ -248,7 +248,7 @@ VALUES = [  # overrides, and the start of the error message
     ),
     (
         "experiment=centroids|method@task.inversions.aidi=bdia",
-        "task.inversions.aidi: BDIA needs more than the seed to reconstruct an image, but NAO and S",
+        "task.inversions.aidi: BDIA cannot reconstruct an image from the seed alone, but NAO and S",
     ),
     ("experiment=centroids|task.operations=null", "task.operations: Input should be an object"),
     ("experiment=lam|lam=nan", "lam: Input should be a finite number"),

@@ -85,7 +85,7 @@ def test_run_writes_tables_figures_and_report(run):
     folder = Path(run.run_dir)
     for name in ("table.md", "concepts.csv", "pairs.csv", "figures/diversity.png", "images/cat.png", "report.html"):
         assert (folder / name).stat().st_size > 0
-    assert "Differences to random" in (folder / "table.md").read_text()
+    assert "Differences (method minus random" in (folder / "table.md").read_text()
     concepts = pd.read_csv(folder / "concepts.csv")
     assert len(concepts) == 3 * len(ARMS) and set(concepts["concept"]) == set(COLORS)
 

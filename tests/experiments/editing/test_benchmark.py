@@ -132,8 +132,8 @@ def test_pie_bench_entries_are_read(tmp_path):
         ({"target_image_path": 5}, "target_image_path must be a string, got 5"),
         ({"target_concept": 5}, "target_concept must be a string, got 5"),
         ({"editing_type_id": None}, "has no field editing_type_id"),
-        ({"editing_type_id": 1.0}, "editing_type_id must be in 0 to 9, got 1.0"),
-        ({"editing_type_id": "10"}, "editing_type_id must be in 0 to 9, got '10'"),
+        ({"editing_type_id": 1.0}, "editing_type_id must be an integer from 0 to 9, got 1.0"),
+        ({"editing_type_id": "10"}, "editing_type_id must be an integer from 0 to 9, got '10'"),
         ({"image_path": "0_random/2.jpg"}, "2.jpg does not exist"),
     ],
 )
@@ -154,5 +154,5 @@ def test_folder_without_benchmark_is_rejected(tmp_path):
 
 
 def test_non_empty_folder_is_not_overwritten(folder):
-    with pytest.raises(ValueError, match="is not empty: give a new folder"):
+    with pytest.raises(ValueError, match="is not empty: choose a new or empty folder"):
         make_benchmark.write(folder, "assets/emoji")

@@ -211,7 +211,7 @@ def test_second_run_reuses_all_units(run, benchmark, classifier, capsys):
 def test_single_model_is_named_after_its_path(tmp_path, benchmark, classifier):
     single = partial(model, tiny_stable_diffusion, path="checkpoints/mine")
     options = {"methods": {}, "extra_methods": {"sdedit": SDEdit()}, "count": 1}
-    with pytest.raises(ValueError, match=r"task.steps: no number of steps for the model 'mine'; add the number"):
+    with pytest.raises(ValueError, match=r"task.steps has no entry for the model 'mine': add an entry"):
         editing_experiment(tmp_path, benchmark, classifier, model=single, **options).prepare(trainer())
     run_task(editing_experiment(tmp_path, benchmark, classifier, model=single, steps=2, **options))
     assert {row["model"] for row in rows(tmp_path)} == {"none", "mine"}
@@ -219,7 +219,7 @@ def test_single_model_is_named_after_its_path(tmp_path, benchmark, classifier):
 
 def test_checkpoint_name_and_steps():
     assert checkpoint_name(partial(dict, path="a/emoji", lora="b/emoji_lcm/")) == "emoji_lcm"
-    with pytest.raises(ValueError, match=r"task.model: the model needs a name, which is taken from its path"):
+    with pytest.raises(ValueError, match=r"task.model: the model has no name, because task.model.path is not set"):
         checkpoint_name(dict)
     assert steps_for("x", 7) == 7 and steps_for("x", {"x": 3}) == 3
 
@@ -229,9 +229,9 @@ def test_edits_are_selected_from_each_kind_in_turn(benchmark):
     selected = select_edits(edits, [OBJECT, BACKGROUND], 4)
     assert [KINDS[edit.kind] for edit in selected] == [OBJECT, BACKGROUND] * 2
     assert len(select_edits(edits, [OBJECT, BACKGROUND], None)) == 5
-    with pytest.raises(ConfigError, match=r"task.kinds: the benchmark has no edits of the kinds delete object"):
+    with pytest.raises(ConfigError, match=r"task.kinds: the benchmark contains no edit of kind delete object"):
         select_edits(edits, ["delete object"], None)
-    with pytest.raises(ValueError, match=r"task.count: must be at most 5, the number of edits .*, got 6"):
+    with pytest.raises(ValueError, match=r"task.count=6: the benchmark has only 5 edits .*; set task.count to"):
         select_edits(edits, [OBJECT, BACKGROUND], 6)
 
 

@@ -98,20 +98,21 @@ def test_weights_of_another_network_are_an_error(root):
     num_expected = len(timm.create_model("resnet18", num_classes=len(NAMES)).state_dict())
     check_error(
         root,
-        f"task.init_from='{root}/start.pth' has {num_tensors} tensors that do not match, in order, the "
-        f"{num_expected} tensors of this network: choose the matching task.architecture, or another file.",
+        f"task.init_from='{root}/start.pth' has {num_tensors} tensors, whose order and shapes do not match the "
+        f"{num_expected} tensors of this network: set task.architecture to the architecture of the file, or choose "
+        "another file.",
         f"task.init_from={root}/start.pth",
         "task.architecture=resnet18",
     )
     check_error(
         root,
         f"task.init_from: {root}/none.pth cannot be read as weights ([Errno 2] No such file or directory: "
-        f"'{root}/none.pth'): give a .pth file.",
+        f"'{root}/none.pth'); set it to a .pth file.",
         f"task.init_from={root}/none.pth",
     )
     check_error(
         root,
-        "task.frozen: 'conv2' is not a module of resnet10t; similar names: conv1.2, conv1, conv1.6.",
+        "task.frozen: 'conv2' is not a module of resnet10t; choose a module, such as conv1.2, conv1, conv1.6.",
         "task.frozen=[conv2]",
     )
 
@@ -239,7 +240,7 @@ def test_unwritable_output_fails_before_training(name, tmp_path):
 )
 def test_invalid_initial_model_fails_before_training(name, key, message, tmp_path):
     for folder in (tmp_path / "none", Path("assets/models/clip").resolve()):
-        with pytest.raises(ValueError, match=rf"{key}='{folder}' is not a folder of {message}"):
+        with pytest.raises(ValueError, match=rf"{key}='{folder}' cannot be loaded as {message}"):
             setup(configured(name, tmp_path, f"{key}={folder}"))
 
 

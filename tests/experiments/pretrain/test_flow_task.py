@@ -68,8 +68,8 @@ def test_training_from_data_and_from_a_saved_model(corpus, base, tmp_path):
     [
         ("task.width=25", r"task\.width=25 must be a multiple of task\.heads=2"),
         ("task.hint_layer=nothing", r"task\.hint_layer='nothing' is not a layer of the teacher's U-Net"),
-        ("task.hint_layer=conv_in", r"task\.hint_layer='conv_in' has 256 positions, but the transformer has 64 tokens"),
-        ("task.teacher=nowhere", r"task\.teacher='nowhere' is not a folder of StableDiffusionPipeline"),
+        ("task.hint_layer=conv_in", r"task\.hint_layer='conv_in' has a feature map with 256 positions, .* 64 tokens"),
+        ("task.teacher=nowhere", r"task\.teacher='nowhere' cannot be loaded as StableDiffusionPipeline"),
     ],
 )
 def test_invalid_settings_fail_before_training(corpus, base, tmp_path, override, message):

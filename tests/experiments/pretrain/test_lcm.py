@@ -116,7 +116,7 @@ def test_zero_learning_rate_keeps_a_saved_lora(corpus, base, pipeline, tmp_path)
 
 
 def test_invalid_settings_fail_before_training(corpus, base, tmp_path):
-    with pytest.raises(ValueError, match=r"task\.guidance=\[3\.0, 2\.0\] is not a range: give the lower guidance"):
+    with pytest.raises(ValueError, match=r"task\.guidance=\[3\.0, 2\.0\] is not a range \[low, high\]: write"):
         prepare("lcm", corpus, tmp_path, f"task.model={base}", *DISTILLATION, "task.guidance=[3.0,2.0]")
-    with pytest.raises(ValueError, match=r"task\.model='nowhere' is not a folder of StableDiffusionPipeline"):
+    with pytest.raises(ValueError, match=r"task\.model='nowhere' cannot be loaded as StableDiffusionPipeline"):
         prepare("lcm", corpus, tmp_path, "task.model=nowhere", *DISTILLATION)

@@ -37,7 +37,7 @@ def test_lora_of_another_rank_is_an_error(pipeline, tmp_path):
     again.load(str(tmp_path))
     for a, b in zip(first.parameters(), again.parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-3)
-    with pytest.raises(ValueError, match=r"task\.init_from='.*' is not a folder of a LoRA of this model and rank"):
+    with pytest.raises(ValueError, match=r"task\.init_from='.*' does not contain a LoRA for this model with the rank"):
         LowRank(pipeline.unet, 3).load(str(tmp_path))
     path = tmp_path / LORA_WEIGHT_NAME_SAFE
     state = load_file(path)
@@ -46,5 +46,5 @@ def test_lora_of_another_rank_is_an_error(pipeline, tmp_path):
         save_file(state | change, path)
         with pytest.raises(ValueError, match=r"got a weight of shape|has no weight unet\.other\.lora_A\.weight"):
             again.load(str(tmp_path))
-    with pytest.raises(ValueError, match=r"task\.init_from='nowhere' is not a folder of a LoRA"):
+    with pytest.raises(ValueError, match=r"task\.init_from='nowhere' does not contain a LoRA"):
         again.load("nowhere")

@@ -95,7 +95,7 @@ def test_clip_starts_from_the_weights_of_a_file(corpus, tmp_path):
 @pytest.mark.parametrize("override", ["task.architecture=vit_of_nobody", "task.width=7"])
 def test_clip_settings_without_a_network_are_an_error(corpus, tmp_path, override):
     key = override.partition("=")[0]
-    with pytest.raises(ValueError, match=rf"{key}=.*no network has these settings"):
+    with pytest.raises(ValueError, match=rf"{key}=.*cannot build this network"):
         prepare("clip", corpus, tmp_path, *SMALL_CLIP, override)
 
 

@@ -67,7 +67,7 @@ def test_command_prints_the_table_and_writes_html(tmp_path, monkeypatch, capsys)
 
 def test_folders_that_are_no_finished_runs_are_refused(tmp_path, monkeypatch):
     run = write_run(tmp_path / "a", [row("ddim", 20.0)])
-    assert "config.yaml is missing" in error_of(monkeypatch, run, tmp_path / "nowhere")
+    assert "because it has no config.yaml" in error_of(monkeypatch, run, tmp_path / "nowhere")
     unfinished = write_run(tmp_path / "b", [])
     assert "no rows of results" in error_of(monkeypatch, run, unfinished)
     (unfinished / "results.json").write_text("{")
@@ -80,7 +80,7 @@ def test_folders_that_are_no_finished_runs_are_refused(tmp_path, monkeypatch):
 
 def test_runs_that_cannot_be_compared_are_refused(tmp_path, monkeypatch):
     run = write_run(tmp_path / "a", [row("ddim", 20.0)])
-    assert "at least two folders" in error_of(monkeypatch, run)
+    assert "two or more folders" in error_of(monkeypatch, run)
     other = write_run(tmp_path / "b", [row("aidi", 20.0)])
     assert "no row in common" in error_of(monkeypatch, run, other)
     other = write_run(tmp_path / "c", [{"method": "ddim", "bucket": "tail"}], identity=("method", "bucket"))

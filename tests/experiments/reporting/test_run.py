@@ -70,10 +70,10 @@ def test_errors_name_the_folder_and_the_choices(folder, tmp_path):
     run = Run(folder)
     with pytest.raises(KeyError, match="no images of concept 'fox' by method 'nao'"):
         run.generated("nao", "fox")
-    with pytest.raises(KeyError, match="must be one of EDICT, FixedPoint"):
+    with pytest.raises(KeyError, match="choose one of EDICT, FixedPoint"):
         run.centroid("camel", "ddim")
     (folder / "results.json").unlink()
     with pytest.raises(FileNotFoundError, match="the run is not finished"):
         Run(folder).rows  # noqa: B018
-    with pytest.raises(FileNotFoundError, match=r"config\.yaml is missing"):
+    with pytest.raises(FileNotFoundError, match=r"because it has no config\.yaml"):
         Run(tmp_path / "nowhere")
