@@ -71,9 +71,11 @@ def device(text: str) -> str:
     counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     available = [name for name, count in counts.items() if count]
     if kind not in counts:
-        raise argparse.ArgumentTypeError(f"must be cpu, cuda, cuda:0 or mps, got {text!r}.")
+        raise argparse.ArgumentTypeError(
+            f"must be cpu, mps, cuda, or cuda with the index of a GPU (such as cuda:1), got {text!r}."
+        )
     if index >= counts[kind]:
-        raise argparse.ArgumentTypeError(f"PyTorch finds no device {text!r}, only {' and '.join(available)}.")
+        raise argparse.ArgumentTypeError(f"PyTorch finds no device {text!r}: choose one of {', '.join(available)}.")
     return text
 
 

@@ -197,7 +197,7 @@ def check_column(path: Path, column: str) -> None:
     if column not in strings:
         raise ValueError(f"--column: must be a column of strings in {path}, such as {strings}, got {column!r}.")
     if not sum(chunk.nbytes for chunk in pq.read_table(path, columns=[column])[column].drop_null().chunks):
-        raise ValueError(f"--file: the column {column!r} of {path} has no captions.")
+        raise ValueError(f"--file: the column {column!r} of {path} has no captions; choose another column or file.")
 
 
 def report(path: Path, column: str, names: Mapping[str, tuple[str, ...]], only: list[str], *, repeats: int) -> None:

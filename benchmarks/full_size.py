@@ -13,8 +13,9 @@ The output contains:
 - ``seconds``: median duration of one run of the whole batch;
 - ``evaluations``: number of network evaluations per image;
 - ``ratio``: median ratio of the duration of a run to the duration of its *bare calls*. The bare calls are the same
-  calls of the networks without the other code of this project, with a backward pass if the run has a backward pass.
-  The bare calls are measured directly after the run, under the same load of the machine;
+  calls of the networks without the other code of this project, with a backward pass if the run has a backward pass. The
+  bare calls are measured directly after the run, under the same load of the machine. A ratio of 1 means that the other
+  code takes no time;
 - ``images/h``: number of images per hour;
 - ``peak GiB``: peak memory of the GPU including the weights.
 
@@ -581,7 +582,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def goals(rows: Sequence[Row]) -> dict[str, str]:
-    """Return, for each goal of the project at full size, whether it is met, with the largest measured value."""
+    """Return, for each goal of the project at full size, whether the goal is met, and the largest measured value."""
     turbo = [row for row in rows if row.model == "sdxl_turbo" and row.steps == 2 and row.batch == 1]
     seconds = {row.case: row.seconds for row in turbo}
     values = {
@@ -617,8 +618,8 @@ def main() -> int:
     options = parser.parse_args()
     if options.write and (options.tiny or options.dtype != "bfloat16" or not options.device.startswith("cuda")):
         parser.error(
-            "--write: needs the full size in bfloat16 on a CUDA GPU, got "
-            f"{options.device}, {options.dtype}{', tiny' * options.tiny}."
+            "--write: the times must be measured at full size in bfloat16 on a CUDA GPU, got "
+            f"{options.device}, {options.dtype}{', tiny' * options.tiny}; omit --write."
         )
     times: list[GpuTimes] = []
     on_gpu = options.device.startswith("cuda")

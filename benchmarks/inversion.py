@@ -6,6 +6,7 @@ and number of steps, the output contains:
 - ``nfe`` and ``backward``: number of forward and backward network evaluations per step and sample;
 - ``seconds``: duration of the inversion;
 - ``ratio``: ratio of the duration of the inversion to the duration of ``nfe`` bare calls per step with the full batch;
+  1 means that the inversion takes no time beyond its network calls;
 - ``of calls``: ratio of the duration of the inversion to the duration of bare calls with the same batch sizes as in the
   inversion. The batch sizes decrease during the inversion, because converged samples are removed from the batch;
 - ``MiB``: peak memory during the inversion minus the memory of the loaded model.
@@ -74,7 +75,8 @@ class BareCallTimer:
         denoiser: the denoiser that is called.
         latents: inputs of the bare calls, ``[B,C,h,w]``.
         calls: batch size and duration in seconds of each bare call.
-        overheads: total duration in seconds of the bare calls before each network call, including a warm-up call.
+        overheads: for each network call, the total duration in seconds of the bare calls that precede the network call,
+            including warm-up calls.
     """
 
     denoiser: Denoiser

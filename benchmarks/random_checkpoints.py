@@ -61,7 +61,8 @@ class Checkpoint:
     Attributes:
         hub_id: id of the checkpoint on the Hugging Face Hub.
         pipeline: name of the pipeline class of diffusers.
-        network: name in the pipeline and architecture of the network that predicts noise or velocity.
+        network: the network that predicts noise or velocity, as a pair of its name in the pipeline and its
+            architecture.
         vae: the autoencoder.
         text_encoders: the text encoders by name.
         scheduler: name of the scheduler class and its config.

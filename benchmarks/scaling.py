@@ -52,7 +52,7 @@ FILE_FUNCTIONS = ((os, "stat"), (os, "mkdir"), (os, "rename"), (io, "open"))
 Each call of one of these functions counts as one file operation.
 """
 NO_TIMEOUT_S = 1e9
-"""Interval and timeout of heartbeats in a simulation, so large that no simulated device counts as dead."""
+"""Interval and timeout of heartbeats in a simulation, in seconds: so large that no simulated device counts as dead."""
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ def claim(data: FileUnits, leases: Path, machine: str | None, compute: Callable[
 
     Args:
         data: the units of work.
-        leases: folder of the leases, by which processes agree on who computes what.
+        leases: folder of the leases (exclusive rights to compute a unit of work).
         machine: name of a simulated machine; None for this machine.
         compute: function that computes a unit of work.
     """
@@ -296,7 +296,7 @@ def measured_unit_seconds(run: Path) -> list[float]:
     """
     times = sorted(path.stat().st_mtime for path in run.glob("units/**/*") if path.is_file())
     if len(times) < 3:
-        raise ValueError(f"--run: must be the folder of a run with at least three units, got {str(run)!r}.")
+        raise ValueError(f"--run: must be the folder of a run with at least three files of results, got {str(run)!r}.")
     return [later - earlier for earlier, later in pairwise(times)]
 
 
@@ -310,7 +310,7 @@ def draw(results: Sequence[SimulationResult], path: Path) -> None:
     for unit_seconds, latency in dict.fromkeys((r.unit_seconds, r.latency_ms) for r in results):
         line = [r for r in results if (r.unit_seconds, r.latency_ms) == (unit_seconds, latency)]
         label = f"{unit_seconds:.3g} s per unit, {latency:g} ms per file operation"
-        style = ("-", "--", ":")[latencies.index(latency) % 3]  # lines of the same t / l lie on top of each other
+        style = ("-", "--", ":")[latencies.index(latency) % 3]  # lines with equal unit_seconds / latency coincide
         axes.plot([r.devices for r in line], [100 * r.efficiency for r in line], style, marker="o", label=label)
     axes.set_xscale("log", base=2)
     axes.set_xticks([r for r in dict.fromkeys(r.devices for r in results)])

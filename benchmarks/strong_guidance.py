@@ -14,7 +14,7 @@ The results are in the tables of docs/results/inversion.md. The variants (candid
 
 For each candidate, the output contains the PSNR, the percentage of images with a PSNR below 20 dB, and the latent MSE
 (mean, median and maximum). The output also contains the number of network evaluations per step, and the percentage of
-steps with a residual of at most 1e-6.
+steps with a residual (error of the equation that the step solves) of at most 1e-6.
 
     python -m benchmarks.strong_guidance --drawings 128 --device cuda
     python -m benchmarks.strong_guidance --drawings 2 --steps 4 --candidates nfe homotopy
@@ -53,7 +53,7 @@ from rnri.solvers.implicit import ImplicitStep
 TOLERANCE = 1e-6
 """An inversion step counts as solved if its residual is at most this value."""
 Result = tuple[Tensor, float, float]
-"""Seeds ``[B,C,h,w]``, number of network evaluations per step, and fraction of steps with a small residual."""
+"""Seeds ``[B,C,h,w]``, number of network evaluations per step, and fraction of steps with a residual <= TOLERANCE."""
 Candidate = tuple[str, Callable[[], Result]]
 """Name of a variant of inversion, and the function that inverts all images with the variant."""
 
@@ -141,7 +141,9 @@ class Setup:
         concepts = select_concepts(source.concepts(), "all", ["head", "medium", "tail"], 0)
         available = sum(len(concept.references) for concept in concepts)
         if drawings > available:
-            raise ValueError(f"--drawings: must be at most {available}, the number of drawings, got {drawings}.")
+            raise ValueError(
+                f"--drawings: must be at most {available}, the number of available drawings, got {drawings}."
+            )
         selected = from_concepts(concepts, drawings, torch.Generator().manual_seed(0))
         model = load("emoji", device, "float32")
         images = torch.stack([drawing.image for drawing in selected]).to(device).float() / 255

@@ -1,4 +1,4 @@
-"""NAO: norm-guided paths between seeds, and norm-guided centroids of seeds (Samuel et al. 2023)."""
+"""NAO (Samuel et al. 2023): norm-guided paths between seeds (initial noise latents), and centroids of seeds."""
 
 from typing import TYPE_CHECKING
 

@@ -1,9 +1,9 @@
 """Standard interpolations and averages of seeds, as baselines for NAO.
 
-Interpolations take two seeds ``a`` and ``b``, both ``[C,h,w]``, and return a path of K = ``num_points`` points
-``[K,C,h,w]``. The first point of a path is ``a``, and the last point is ``b``. Averages take seeds ``[n,C,h,w]`` and
-return one seed ``[C,h,w]``. All functions compute in float64 on the CPU, and convert the result to the dtype and device
-of the input.
+The functions for interpolation take two seeds ``a`` and ``b``, both ``[C,h,w]``, and return a path ``[K,C,h,w]`` of K =
+``num_points`` points. The first point of the path is ``a``, and the last point is ``b``; only :func:`normalized_lerp`
+rescales both. The functions for averages take n seeds ``[n,C,h,w]`` and return one seed ``[C,h,w]``. All functions
+compute in float64 on the CPU, and convert the result to the dtype and device of the input.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def lerp(a: Tensor, b: Tensor, num_points: int) -> Tensor:
 
 
 def slerp(a: Tensor, b: Tensor, num_points: int) -> Tensor:
-    """Spherical linear interpolation of the directions of the seeds, and linear interpolation of their norms.
+    """Spherical linear interpolation of the directions of two seeds, and linear interpolation of the norms.
 
     Raises:
         ValueError: a seed is zero, or the seeds are opposite, so that the great circle between them is not unique.
@@ -45,7 +45,9 @@ def slerp(a: Tensor, b: Tensor, num_points: int) -> Tensor:
     u, v = _to_float64(a) / norms[0], _to_float64(b) / norms[1]
     cosine = (u * v).sum().clamp(-1, 1)
     if cosine < -1 + 1e-12:
-        raise ValueError("the two seeds are opposite, so their great circle is not unique; replace one of the seeds.")
+        raise ValueError(
+            "the seeds a and b are opposite, so no unique great circle connects them; replace one of the two seeds."
+        )
     angle = torch.acos(cosine)
     s = _fractions(num_points)
     if angle < 1e-9:
@@ -64,12 +66,13 @@ def normalized_lerp(a: Tensor, b: Tensor, num_points: int) -> Tensor:
 
 
 def cog(seeds: Tensor, weights: Tensor) -> Tensor:
-    """Linear combination of the seeds that has the variance of Gaussian noise, ``sum_i w_i x_i / sqrt(sum_i w_i^2)``.
+    """Weighted sum of seeds, rescaled to the variance of Gaussian noise: ``sum_i w_i x_i / sqrt(sum_i w_i^2)``.
 
-    COG (Bodin et al. 2024, arXiv 2408.08558) divides a linear combination of independent standard Gaussian seeds by its
-    standard deviation, so that the result is again a standard Gaussian seed. COG divides by a number that depends only
-    on the weights; ``normalized_mean`` divides by the norm of the mean. Seeds of similar images are correlated. If all
-    weights are positive, the combination of correlated seeds has a larger norm than a typical seed.
+    ``x_i`` are the seeds, and ``w_i`` are the weights. COG (Bodin et al. 2024, arXiv 2408.08558) divides a linear
+    combination of independent standard Gaussian seeds by its standard deviation, so that the result is again a standard
+    Gaussian seed. COG divides by a number that depends only on the weights; ``normalized_mean`` divides by the norm of
+    the mean. Inverted seeds of similar images are positively correlated. If all weights are positive, the combination
+    of correlated seeds has a larger norm than a typical seed.
 
     Args:
         seeds: the seeds ``[n,C,h,w]``.
@@ -80,18 +83,22 @@ def cog(seeds: Tensor, weights: Tensor) -> Tensor:
     """
     weights = weights.cpu().double()
     if weights.shape != seeds.shape[:1]:
-        raise ValueError(f"weights: must have one weight per seed, {len(seeds)}, got the shape {list(weights.shape)}.")
+        raise ValueError(
+            f"weights: expected the shape [{len(seeds)}] (one weight per seed), got {list(weights.shape)}."
+        )
     deviation = weights.norm()
     if deviation == 0:
-        raise ValueError("weights: must not all be zero, because the combination would have no variance.")
+        raise ValueError(
+            "weights: all weights are zero, so the weighted sum is zero; pass at least one nonzero weight."
+        )
     return _cast_like(torch.einsum("n,nchw->chw", weights / deviation, _to_float64(seeds)), seeds)
 
 
 def cog_path(a: Tensor, b: Tensor, num_points: int) -> Tensor:
-    """Linear interpolation between two seeds, in which every point is a seed of variance 1.
+    """Linear interpolation between two seeds, in which every point is rescaled to the variance of Gaussian noise.
 
-    A point ``(1 - t) a + t b`` is divided by ``sqrt((1 - t)^2 + t^2)``, its standard deviation for independent standard
-    Gaussian seeds ``a`` and ``b``, see :func:`cog`.
+    For a position ``t`` from 0 to 1, the point is ``((1 - t) a + t b) / sqrt((1 - t)^2 + t^2)``. If ``a`` and ``b`` are
+    independent standard Gaussian seeds, the divisor is the standard deviation of ``(1 - t) a + t b``, see :func:`cog`.
     """
     s = _fractions(num_points).flatten()
     seeds = torch.stack([_to_float64(a), _to_float64(b)])
@@ -99,7 +106,7 @@ def cog_path(a: Tensor, b: Tensor, num_points: int) -> Tensor:
 
 
 def cog_mean(seeds: Tensor) -> Tensor:
-    """Sum of n seeds, divided by the square root of n.
+    """Sum of the n seeds ``[n,C,h,w]``, divided by the square root of n.
 
     For independent standard Gaussian seeds, the returned seed is again a standard Gaussian seed, see :func:`cog`.
     """
@@ -107,7 +114,7 @@ def cog_mean(seeds: Tensor) -> Tensor:
 
 
 def mean(seeds: Tensor) -> Tensor:
-    """Arithmetic mean of the seeds. The norm of the mean decreases with the number of seeds."""
+    """Arithmetic mean of the seeds. The norm of the mean decreases as the number of seeds increases."""
     return _cast_like(_to_float64(seeds).mean(0), seeds)
 
 
@@ -117,7 +124,7 @@ def normalized_mean(seeds: Tensor) -> Tensor:
 
 
 def spherical_mean(seeds: Tensor, iterations: PositiveInt = 100, tolerance: NonNegativeFloat = 1e-12) -> Tensor:
-    """Fréchet mean of the seeds' directions on the unit sphere, rescaled to the mean of the seeds' norms.
+    """Fréchet mean of the seeds' directions on the unit sphere, rescaled to the mean norm of the seeds.
 
     The Fréchet mean minimizes the sum of the squared angles to all seeds. The Fréchet mean is computed by Karcher's
     iteration.
@@ -134,7 +141,7 @@ def spherical_mean(seeds: Tensor, iterations: PositiveInt = 100, tolerance: NonN
     units = _to_float64(seeds).flatten(1) / norms[:, None]
     center = units.mean(0)
     if center.norm() < 1e-9:
-        raise ValueError("the seeds cancel out, so their spherical mean is not unique; leave one of the seeds out.")
+        raise ValueError("the seeds cancel out, so their spherical mean is not unique; remove one of the seeds.")
     center = center / center.norm()
     for _ in range(iterations):
         # Map the seeds to tangent vectors at the center (logarithm map), average the tangent vectors, and map the

@@ -6,13 +6,13 @@ highest. The centroid minimizes the sum of the energies of the paths to all seed
 ``log chi_d(mode) - log chi_d(norm)`` of the centroid's norm. The energy of a path depends only on the norms of its two
 ends and on the angle between them. A unit-norm seed is a seed divided by its norm. The direction of the centroid is a
 linear combination of the unit-norm seeds. The unknowns are the ``n`` weights of this linear combination and
-``t = log(norm / mode)`` of the centroid. The input consists of the norms of the seeds and the cosines ``gram [G,n,n]``
-of the angles between the seeds.
+``t = log(norm / mode)`` of the centroid. The input consists of the norms of the seeds and of the matrix ``gram [n,n]``
+of the cosines of the angles between the seeds.
 
 The gradient of a path's energy with respect to the end of the path has two components. The transverse component is the
 momentum of Clairaut's relation, and the radial component is ``end_slope`` (see :mod:`nao.geodesic`). Both components
-are in units of ``waist_cost``. In these units, the norm of the gradient is ``cosh(alpha)``, where ``alpha`` is the
-height of the end above the waist (see :mod:`nao.radial_metric`).
+are in units of ``waist_cost``, the lowest cost of a path per radian. In these units, the norm of the gradient is
+``cosh(alpha)``, where ``alpha`` is the height of the end above the waist (see :mod:`nao.radial_metric`).
 
 The centroid is a geometric median, whose objective is not differentiable at the seeds. The objective therefore has a
 kink at every seed, where the optimality (KKT) condition is an inequality. Consider a seed that coincides with m seeds,
@@ -36,8 +36,8 @@ from nao.norm import typical_norm
 from nao.radial_metric import RadialMetric, radial_cost
 
 MAX_ITERATIONS = 60
-# A centroid has converged if the violation of the optimality (KKT) condition, relative to the gradient of one path, is
-# at most GRAD_TOL.
+# A centroid has converged if the violation of the optimality (KKT) condition, relative to the gradient norm of one
+# path, is at most GRAD_TOL.
 GRAD_TOL = 1e-8
 # Two points coincide if their angle in radians and their difference in t = log(norm / mode) are at most
 # COINCIDENCE_TOL. Float64 cosines do not resolve much smaller angles.
@@ -82,12 +82,15 @@ class Center:
 
 
 def solve_mean(metric: RadialMetric, gram: Tensor, t: Tensor) -> Center:
-    """Compute the centroids of seeds with the cosines ``gram [G,n,n]`` and with ``t = log(norm / mode) [G,n]``.
+    """Compute the centroid of each of G groups of n seeds.
+
+    ``gram [G,n,n]`` contains the cosines of the angles between the seeds of a group. ``t [G,n]`` is
+    ``log(norm / mode)`` of each seed, where mode is the most likely norm of a Gaussian seed.
 
     The search starts at the mean direction of the seeds. If a seed has a lower energy than the result of the search,
     the search is repeated from the seed with the lowest energy. For two seeds, every point of the path between the two
-    seeds minimizes the sum of the path energies; the middle of the path is returned. If the minimum is at a seed,
-    exactly this seed is returned.
+    seeds minimizes the sum of the path energies. In this case, the middle of the path is returned. If the minimum is at
+    a seed, exactly this seed is returned.
     """
     problem = _Problem(metric, gram, t)
     lower_bounds, order = problem.seed_lower_bounds().sort(1)
@@ -109,9 +112,10 @@ def solve_mean(metric: RadialMetric, gram: Tensor, t: Tensor) -> Center:
 
 
 def _descend(problem: _Problem, initial: Center, done: Tensor) -> Center:
-    """Minimize the energy by damped Newton steps from ``initial``; return the candidate of lowest energy per problem.
+    """Minimize the energy by damped Newton steps from ``initial``; return one candidate per problem.
 
-    For problems with ``done`` True (bool ``[G]``), the initial candidate is returned.
+    The returned candidate has the lowest energy of all evaluated candidates. For a problem whose entry of ``done``
+    (bool ``[G]``) is True, the initial candidate is returned.
     """
     best = initial
     damping = torch.full_like(initial.t, MIN_DAMPING)
@@ -165,8 +169,9 @@ class _Problem:
     def initial_guess(self) -> Center:
         """The candidate in the mean direction of the seeds, from which the search starts.
 
-        The candidate's ``t`` is either the mean ``t`` of the seeds or the waist, the circle of lowest cost per radian.
-        Of the two candidates, the candidate with the lower energy is returned.
+        There are two possible values of ``t = log(norm / mode)``: the mean ``t`` of the seeds, and ``t`` of the waist
+        (the circle around the origin with the lowest cost per radian). For each problem, the candidate with the lower
+        energy is returned.
         """
         weights = self.normalize(torch.full_like(self.seeds, 1 / self.seeds.shape[1]))
         mean = self.evaluate(weights, self.seeds.mean(1))
@@ -180,8 +185,9 @@ class _Problem:
     def seed_lower_bounds(self) -> Tensor:
         """Lower bounds ``[G,n]`` of the energy that each seed would have as the centroid.
 
-        A path's energy is at least the cost of an arc along the waist with the same angle. A path's energy is also at
-        least the cost of a radial line between the norms of its two ends. The larger of the two lower bounds is used.
+        A path's energy is at least the cost of an arc with the same angle along the waist (the circle around the origin
+        with the lowest cost per radian). A path's energy is also at least the cost of a radial line between the norms
+        of its two ends. The larger of the two lower bounds is used.
         """
         along_waist = self.gram.clamp(-1, 1).acos() * self.metric.waist_cost
         radial = radial_cost(self.seeds.exp(), self.metric.d)
@@ -189,7 +195,11 @@ class _Problem:
         return path_bounds.sum(2) + self.norm_cost(self.seeds)
 
     def norm_cost(self, t: Tensor) -> Tensor:
-        """Cost of the centroid's norm, ``log chi_d(mode) - log chi_d(norm)`` in nats, for ``t = log(norm / mode)``."""
+        """Cost of the centroid's norm, ``log chi_d(mode) - log chi_d(norm)`` in nats, for ``t = log(norm / mode)``.
+
+        chi_d is the density of the norm of a Gaussian seed with d components, and mode is the norm at which chi_d is
+        highest.
+        """
         return (self.metric.d - 1) * (torch.expm1(2 * t) / 2 - t)
 
     def normalize(self, weights: Tensor) -> Tensor:
@@ -200,7 +210,7 @@ class _Problem:
     def evaluate(self, weights: Tensor, t: Tensor, *, warm_start: Geodesics | None = None) -> Center:
         """The candidate with the given direction and with ``t = log(norm / mode) [G]``.
 
-        The direction is the weighted sum of the unit-norm seeds with ``weights [G,n]``, which must have norm 1.
+        The direction is the weighted sum of the unit-norm seeds with ``weights [G,n]``. This sum must have norm 1.
         ``warm_start`` contains the geodesics of a similar candidate; :func:`solve_geodesics` starts from these
         geodesics.
         """
@@ -213,8 +223,8 @@ class _Problem:
     def kkt_violation(self, center: Center, radius: float = COINCIDENCE_TOL) -> Tensor:
         """Compute the violation ``[G]`` of the optimality (KKT) condition at the candidate, see :class:`Center`.
 
-        A seed coincides with the candidate if their angle in radians and their difference in ``t`` are at most
-        ``radius``.
+        A seed coincides with the candidate if the angle between them in radians and the difference of their
+        ``t = log(norm / mode)`` are at most ``radius``.
         """
         is_separated = self.is_separated(center, radius)
         transverse, radial = self.negative_gradient(center, self.tangents(center), is_separated)
@@ -223,8 +233,8 @@ class _Problem:
     def is_separated(self, center: Center, radius: float = COINCIDENCE_TOL) -> Tensor:
         """Mask of the seeds that do not coincide with the candidate, bool ``[G,n]``.
 
-        A seed coincides with the candidate if their angle in radians and their difference in ``t`` are at most
-        ``radius``.
+        A seed coincides with the candidate if the angle between them in radians and the difference of their
+        ``t = log(norm / mode)`` are at most ``radius``.
         """
         return (center.paths.angle > radius) | ((self.seeds - center.t[:, None]).abs() > radius)
 
@@ -239,7 +249,7 @@ class _Problem:
         return torch.where(is_defined, (self.identity - cosine * center.weights[:, None]) / sine, 0.0)
 
     def negative_gradient(self, center: Center, tangents: Tensor, is_separated: Tensor) -> tuple[Tensor, Tensor]:
-        """Negative gradient of the energy in units of ``metric.waist_cost``.
+        """Negative gradient of the energy in units of ``metric.waist_cost``, the lowest cost of a path per radian.
 
         The gradient does not include the paths from seeds that coincide with the candidate.
 
@@ -258,7 +268,7 @@ class _Problem:
     def newton_step(self, current: Center, damping: Tensor) -> tuple[Center, Tensor]:
         """Return the candidate after one damped Newton step from ``current``, and the length ``[G]`` of the step.
 
-        A larger ``damping [G]`` shortens the step of a problem.
+        ``damping [G]`` has one value per problem; a larger value shortens the step.
         """
         paths, n = current.paths, self.identity.shape[0]
         is_separated = self.is_separated(current)

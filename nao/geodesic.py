@@ -15,10 +15,9 @@ then gives
 
 The only unknown is ``Y``, which is determined by the angle between the two ends. ``Y`` is computed by Newton's method.
 
-Far from both ends, a path is close to the waist, the norm with the lowest cost per radian: the distance to the waist
-decreases like ``exp(-y)``. For seeds of
-16,384 components, the distance to the waist decreases by the factor exp(-375) over pi/2 radians. To avoid overflow, the
-code computes exponentials only of negative distances to the ends.
+Far from both ends, a path is close to the waist, the norm with the lowest cost per radian: the distance to the waist is
+proportional to ``exp(-y)``. For seeds of 16,384 components, the distance to the waist decreases by the factor exp(-375)
+along a path of pi/2 radians. To avoid overflow, the code computes exponentials only of negative distances to the ends.
 
 All tensors are float64. All operations are elementwise, so that the solution of a path does not depend on the other
 paths of the batch.
@@ -99,7 +98,7 @@ class Geodesics:
 
         Returns:
             ``t [...,K]`` of the points, the angles ``[...,K]`` in radians between end a and the points, and the lengths
-            ``[...]`` of the paths in units of the mode.
+            ``[...]`` of the paths in units of the mode (the most likely norm of a seed).
         """
         quadrature = _Quadrature(self.metric, self.a, self.b, self.extent)
         radius = self.metric.t(quadrature.alpha).exp()
@@ -182,10 +181,11 @@ def solve_geodesics(
 
 
 def _end_slope(a: Tensor, b: Tensor, extent: Tensor) -> Tensor:
-    """Return the derivative of a path's energy with respect to ``t`` of end b, in units of ``waist_cost``.
+    """Return the derivative of a path's energy with respect to ``t = log(norm / mode)`` of end b.
 
-    The derivative is ``(sinh(b) cosh(Y) - sinh(a)) / sinh(Y)`` for the heights ``a`` and ``b`` of the ends. The formula
-    is evaluated without overflow for a large ``extent`` ``Y``.
+    In units of ``waist_cost`` (the lowest cost per radian), the derivative is
+    ``(sinh(b) cosh(Y) - sinh(a)) / sinh(Y)``, where ``a`` and ``b`` are the heights ``alpha`` of the ends above the
+    waist. ``Y`` is the ``extent``. The formula is evaluated without overflow for a large extent.
     """
     denominator = -torch.expm1(-2 * extent)
     return (b.sinh() * (2 - denominator) - 2 * a.sinh() * (-extent).exp()) / denominator
@@ -282,16 +282,16 @@ class _Quadrature:
         return torch.cat([(parts[..., :-1] + panel_starts[..., None]).flatten(-2), panel_ends[..., -1:]], -1)
 
     def extend_to_knots(self, values: Tensor) -> Tensor:
-        """Return the values of a function at all knots (end a, the nodes, end b) for its ``values`` at the nodes.
+        """Extend the ``values`` of a function at the nodes of the quadrature to all knots: end a, the nodes, and end b.
 
-        An end gets the value of the nearest node.
+        The value at end a is the value at the first node, and the value at end b is the value at the last node.
         """
         return torch.cat([values[..., :1], values, values[..., -1:]], -1)
 
 
 @lru_cache(maxsize=1)
 def _layer_rule() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Compute the quadrature rule of a boundary layer on [0, 1]; the nodes are densest near 0.
+    """Compute the quadrature rule of a boundary layer, scaled to [0, 1]; the nodes are densest near 0.
 
     Returns:
         The nodes, the weights, the length of the panel at each node (all ``[PANELS * NODES]``), and the matrix

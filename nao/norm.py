@@ -1,4 +1,4 @@
-"""The norm of a seed. The norm of a standard Gaussian with `d` components has the chi distribution with density chi_d.
+"""Norms of seeds. The norm of a standard Gaussian seed of `d` components has the chi distribution with density chi_d.
 
 In NAO's path energy, a unit of length costs `-log chi_d(norm)`. The typical norm is the norm where the density is
 highest. The log-density is the sum of a term that is 0 at the typical norm and of a constant. Minus the constant is the
@@ -7,9 +7,9 @@ cost is positive for every `d`, because the density is always below 1: the maxim
 decreases to 1/sqrt(pi) = 0.564 for large d. The cost of a unit of length at the typical norm is 0.5 for d = 2, 0.571
 for d = 64 and 0.572 for d >= 256.
 
-Direct evaluation of the log-density loses precision: for d = 16,384, terms near 8e4 add up to -0.57. Therefore the
-constant is computed separately in float64, and the other term is computed from the ratio of the norm to the typical
-norm.
+Direct evaluation of the log-density loses precision: for d = 16,384, terms with magnitudes near 8e4 add up to -0.57.
+Therefore the constant is computed separately in float64, and the other term is computed from the ratio of the norm to
+the typical norm.
 
 Seeds have the shape [..., C, h, w], norms have the shape [...], and `d` = C*h*w. Norms and densities are float64 on the
 CPU, because some devices (MPS) do not support float64. Seeds stay on their device.
@@ -65,7 +65,7 @@ def seed_norm(seeds: Tensor) -> Tensor:
 
 
 def norm_penalty(seeds: Tensor) -> Tensor:
-    """Return the penalty log chi_d(mode) - log chi_d(norm) of each seed [B,C,h,w], in nats, [B].
+    """Return the penalties log chi_d(mode) - log chi_d(norm) of the seeds [B,C,h,w], in nats, as a tensor [B].
 
     chi_d is the density of the norm of a standard Gaussian seed with d components, and mode is the typical norm, at
     which chi_d is highest. The penalty is 0 at the typical norm and positive elsewhere. The penalty is differentiable,
@@ -88,7 +88,7 @@ def project(seeds: Tensor, norm: float | None = None) -> Tensor:
 
 
 def check_norms(seeds: Tensor, name: str = "seeds") -> Tensor:
-    """Return the norms of `seeds` [..., C, h, w]; raise ValueError if one is zero, infinite or NaN."""
+    """Return the norms of `seeds` [..., C, h, w]; raise ValueError if a norm is zero, infinite or NaN."""
     norms = seed_norm(seeds)
     is_invalid = ~(torch.isfinite(norms) & (norms > 0))
     if is_invalid.any():
@@ -96,6 +96,6 @@ def check_norms(seeds: Tensor, name: str = "seeds") -> Tensor:
         value = norms.flatten()[index].item()
         raise ValueError(
             f"{name}: seed {index} has norm {value:g}, so it has no direction; remove this seed, or invert its image "
-            "again"
+            "again."
         )
     return norms

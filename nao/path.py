@@ -1,12 +1,12 @@
 """Norm-guided paths and centroids of seeds (NAO; Samuel et al. 2023, "Norm-guided latent space exploration").
 
 The energy of a path is the integral of ``-log chi_d(norm)`` over the length of the path, where chi_d is the density of
-the chi distribution. A path of minimum energy therefore prefers norms that are likely for Gaussian seeds. The path of
-minimum energy lies in the plane that contains the origin and both seeds, and the centroid of minimum energy lies in the
-span of the seeds. The path and the centroid therefore depend only on the norms and cosines of the seeds.
-:mod:`nao.geodesic` computes paths, and :mod:`nao.frechet_mean` computes centroids. Both modules compute in float64 on
-the CPU, and their results are accurate up to rounding errors. The points of a path are evenly spaced along the length
-of the path. :mod:`nao.polyline` implements the paper's method, in which a path is a polyline.
+the norm of Gaussian seeds (chi distribution). A path of minimum energy therefore prefers norms that are likely for
+Gaussian seeds. The path of minimum energy lies in the plane that contains the origin and both seeds, and the centroid
+of minimum energy lies in the span of the seeds. The path and the centroid therefore depend only on the norms and
+cosines of the seeds. :mod:`nao.geodesic` computes paths, and :mod:`nao.frechet_mean` computes centroids. Both modules
+compute in float64 on the CPU, and their results are accurate up to rounding errors. The points of a path are evenly
+spaced along the length of the path. :mod:`nao.polyline` implements the paper's method, in which a path is a polyline.
 
 The tables of :mod:`nao.radial_metric` cover norms from 0.35 to 10 typical norms. A seed with a norm outside this range
 is connected to the nearest norm in the tables by a straight radial segment. The energy and the length of the path
@@ -93,7 +93,9 @@ def interpolate(a: Tensor, b: Tensor, num_points: IntAtLeast2 = 12, *, normalize
     ends = torch.eye(2, dtype=torch.float64).expand(len(subspace.t), 2, 2)
     angle = angles(subspace.gram, ends[:, 1])[:, 0]
     if (angle > math.pi - MIN_ANGLE_TO_OPPOSITE_RAD).any():
-        raise ValueError("two seeds are opposite, so the shortest path between them is not unique; replace one seed.")
+        raise ValueError(
+            "two seeds are opposite, so the path of minimum energy is not unique; replace one of the two seeds."
+        )
     alpha = subspace.metric.alpha(subspace.t)
     paths = solve_geodesics(subspace.metric, alpha[:, 0], alpha[:, 1], angle)
     weights, length = _sample(paths, _even_fractions(num_points), start=ends[:, 0], end=ends[:, 1])
@@ -146,8 +148,9 @@ def centroid_seeds(
     """Return the centroid of each concept and points on the paths to the centroid, ``[G,count,C,h,w]``.
 
     The first seed of each concept is the centroid. The other seeds lie on the paths from the inverted seeds of the
-    references to the centroid. Each path contributes one seed in turn, and the seeds on one path are evenly spaced. A
-    concept with a single reference may have a path of length zero, so that all returned seeds are equal.
+    references to the centroid. The paths contribute these seeds in turn: the first seed of every path, then the second
+    seed of every path, and so on. The seeds on one path are evenly spaced. A concept with a single reference may have a
+    path of length zero, so that all returned seeds are equal.
 
     Args:
         seeds: inverted seeds of the references, ``[G,n,C,h,w]`` for n references of G concepts.
@@ -208,8 +211,10 @@ class _Subspace:
         seeds: ``[G,n,C,h,w]``, the seeds; all batch dimensions are flattened into G.
         gram: float64 ``[G,n,n]`` on the CPU, cosines of the angles between the seeds.
         t: ``[G,n]``, ``log(norm / mode)`` of the seeds, clamped to the range of the tables in :mod:`nao.radial_metric`.
-        radial_length: ``[G,n]``, length of the radial segment between a seed and the nearest norm in the tables.
-        radial_cost: ``[G,n]``, cost of the radial segment between a seed and the nearest norm in the tables.
+        radial_length: ``[G,n]``, Euclidean length of the straight radial segment that connects each seed to the nearest
+            norm in the tables; 0 if the norm of the seed is in the range of the tables.
+        radial_cost: ``[G,n]``, NAO energy of the straight radial segment that connects each seed to the nearest norm in
+            the tables; 0 if the norm of the seed is in the range of the tables.
     """
 
     def __init__(self, seeds: Tensor, normalize: bool) -> None:
@@ -239,7 +244,7 @@ class _Subspace:
             ValueError: the mean of the unit-norm seeds of a problem is zero, so that the centroid is not unique.
         """
         if (self.gram.mean((1, 2)) < MIN_MEAN_NORM**2).any():
-            raise ValueError("the seeds cancel out, so their centroid is not unique; leave one of the seeds out.")
+            raise ValueError("the seeds cancel out, so their centroid is not unique; remove one of the seeds.")
         return solve_mean(self.metric, self.gram, self.t)
 
     def embed(self, center: Center) -> Tensor:

@@ -47,8 +47,10 @@ class RadialMetric:
         waist: value of ``t`` at the waist.
         waist_cost: cost per radian along the waist, in nats times units of length.
         first_index: ``alpha`` of the first table row, divided by ``TABLE_STEP``.
-        slopes: coefficients ``[M,4]`` of the piecewise cubic function ``dt/dalpha`` of ``alpha``.
-        heights: coefficients ``[M,4]`` of the piecewise cubic function ``t`` of ``alpha``.
+        slopes: ``[M,4]``, ``dt/dalpha`` as a function of ``alpha``: the coefficients of a cubic polynomial for each of
+            the M table intervals.
+        heights: ``[M,4]``, ``t`` as a function of ``alpha``: the coefficients of a cubic polynomial for each of the M
+            table intervals.
     """
 
     d: int
@@ -99,7 +101,11 @@ def log_cost_ratio(u: Tensor, waist: float, d: int) -> Tensor:
 
 
 def unit_cost(t: Tensor, d: int) -> Tensor:
-    """Return the cost ``c(t) = -log chi_d(norm)`` for ``t = log(norm / mode)``, in nats per unit of length."""
+    """Return the cost ``c(t) = -log chi_d(norm)`` for ``t = log(norm / mode)``, in nats per unit of length.
+
+    chi_d is the density of the norm of a Gaussian seed with ``d`` components, and mode is the norm at which chi_d is
+    highest.
+    """
     return -peak_log_density(d) + (d - 1) * (torch.expm1(2 * t) / 2 - t)
 
 
@@ -121,7 +127,7 @@ def radial_metric(d: int) -> RadialMetric:
             density of the norm is too broad.
     """
     if d < MIN_COMPONENTS:
-        raise ValueError(f"d={d}: NAO paths need seeds with at least {MIN_COMPONENTS} components.")
+        raise ValueError(f"d={d}: NAO paths need seeds with at least {MIN_COMPONENTS} components; pass larger seeds.")
     waist = _waist(d)
     waist_cost = typical_norm(d) * math.exp(waist) * unit_cost(torch.tensor(waist, dtype=torch.float64), d).item()
     without_tables = RadialMetric(d, waist, waist_cost, 0, torch.empty(0), torch.empty(0))

@@ -34,7 +34,8 @@ def view_features(features: Callable[[Tensor], Tensor], images: Tensor, *, views
 
     The first view is the image. The other views are crops that are resized to the size of the image, with a different
     brightness and contrast. The views are random, but they are the same in every call and for every image. The mean is
-    not normalized to unit length, so that the cosine distance to a unit-length target is the mean over the views.
+    not normalized to unit length. Therefore, for a unit-length ``target``, ``1 - mean @ target`` is the mean of the
+    cosine distances between the views and the target.
 
     Args:
         features: function that maps images to unit-length features ``[B,D]``.
@@ -51,8 +52,8 @@ def view_features(features: Callable[[Tensor], Tensor], images: Tensor, *, views
 def _view(images: Tensor, uniform: Sequence[float]) -> Tensor:
     """Return an augmented view of ``images [B,3,H,W]``.
 
-    ``uniform`` contains five numbers in [0, 1), which determine the size of the crop, its vertical and horizontal
-    position, the brightness and the contrast.
+    ``uniform`` contains five numbers in [0, 1), which determine the size of the crop, the vertical and the horizontal
+    position of the crop, the brightness and the contrast.
     """
     from torchvision.transforms.v2 import functional  # imported here, because the import takes seconds
 

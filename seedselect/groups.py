@@ -35,8 +35,9 @@ Smaller eigenvalues are replaced by the minimum, because the gradient of the ent
 def pairwise_distance(features: Tensor) -> Tensor:
     """Return the mean cosine distance, in [0, 2], over all pairs of features in each set ``[...,n,D]`` of n features.
 
-    The result has the shape ``[...]`` and dtype float64. A single outlier can raise the mean distance even if all other
-    features of the set are equal. :func:`vendi_score` and :func:`dpp_log_det` are less sensitive to outliers.
+    A larger distance means more diverse features. The result has the shape ``[...]`` and dtype float64. A single
+    outlier can raise the mean distance even if all other features of the set are equal. :func:`vendi_score` and
+    :func:`dpp_log_det` are less sensitive to outliers.
     """
     similarity = _cosine_similarity(features)
     count = similarity.shape[-1]
@@ -47,10 +48,10 @@ def pairwise_distance(features: Tensor) -> Tensor:
 def vendi_score(features: Tensor) -> Tensor:
     """Return the Vendi score (Friedman and Dieng 2023), in [1, n], of each set ``[...,n,D]`` of n features.
 
-    The Vendi score is the effective number of different features: 1 if all features are equal, n if they are
-    orthogonal. The score is the exponential of the entropy of the eigenvalues of ``K / n``, where K is the matrix of
-    the cosine similarities. The result has the shape ``[...]`` and dtype float64. The score is NaN if a feature of the
-    set is not finite.
+    The Vendi score is the effective number of different features: 1 if all features are equal, and n if all features
+    are orthogonal to each other. The score is the exponential of the entropy of the eigenvalues of ``K / n``, where K
+    is the matrix of the cosine similarities. The result has the shape ``[...]`` and dtype float64. The score is NaN if
+    a feature of the set is not finite.
     """
     similarity = _cosine_similarity(features)
     finite = similarity.isfinite().all(-1).all(-1)
@@ -181,8 +182,9 @@ class GroupSelect(SeedSelect):
     """SeedSelect for groups of seeds: the n seeds of a prompt are optimized jointly for rewards of their n images.
 
     The optimization of all seeds of a group stops at the same iteration, and the returned seeds of a group belong to
-    the same iteration. The result, a :class:`~seedselect.history.Selection`, contains one entry per sample. All samples
-    of a group have the loss of the group. All other arguments are described in :class:`~seedselect.select.SeedSelect`.
+    the same iteration. The result, a :class:`~seedselect.history.Selection`, contains one entry per sample. The loss of
+    a group is entered for each of its samples. All other arguments are described in
+    :class:`~seedselect.select.SeedSelect`.
 
     Args:
         group_size: number n of consecutive seeds that form a group, at least 2.
@@ -190,7 +192,7 @@ class GroupSelect(SeedSelect):
         rewards: pairs ``(reward, weight)`` of rewards of single images (:mod:`seedselect.rewards`); the mean over a
             group is added to the group rewards.
         quality: reward of single images that must not decrease much, such as ``seedselect.text_similarity``. None means
-            that there is no limit on the quality.
+            that the quality is not limited.
         max_quality_loss: the largest accepted decrease of the mean ``quality`` of a group, relative to the initial
             seeds. The optimization of a group stops when the decrease is larger, and seeds with a larger decrease are
             never returned.
@@ -208,7 +210,7 @@ class GroupSelect(SeedSelect):
         check_pairs("group_rewards", self.group_rewards)
 
     def loss_and_criterion(self, generation: Generation) -> tuple[Tensor, Tensor]:
-        """Return the loss ``[G]`` of each group, and the criterion ``[G]`` by which the best seeds are chosen."""
+        """Return the loss ``[G]`` of each group, and the criterion ``[G]``, whose minimum selects the best seeds."""
         losses = [-(weight * reward(generation).cpu().double()) for reward, weight in self.group_rewards]
         losses += [-(weight * self._group_mean(reward(generation))) for reward, weight in self.rewards]
         without_penalty = sum(losses[1:], start=losses[0])

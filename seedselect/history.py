@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Selection:
-    """The best seed of each of B samples, and the history of an optimization of at most K iterations.
+    """The selected seed of each of B samples, and the history of the optimization with at most K iterations.
 
     Attributes:
         seed: for each sample the seed with the smallest criterion, ``[B,C,h,w]``. The criterion is the loss or, if
@@ -42,7 +42,7 @@ class Selection:
     backwards: Tensor
 
     def merge(self, later: Selection) -> Selection:
-        """Return the combined result of this run and a ``later`` run that started from the best seeds of this run.
+        """Return the combined result of this run and a ``later`` run that started from the selected seeds of this run.
 
         The traces are concatenated. The times and the numbers of passes through the sampler are summed.
         """
@@ -58,7 +58,8 @@ class Selection:
     def ungroup(self) -> Selection:
         """Convert a result per group, whose seeds are ``[G,n,C,h,w]``, to a result per sample.
 
-        Each sample of a group gets the values of the group. The time of a group is divided among its samples.
+        Each sample of a group gets the values of the group, except for the time, which is divided equally among the
+        samples of the group.
         """
         size = self.seed.shape[1]
         per_group = ("loss", "initial_loss", "iterations", "converged", "seconds", "forwards", "backwards")
@@ -81,9 +82,9 @@ class BestSeedTracker:
     Args:
         seeds: initial seeds ``[B,C,h,w]``.
         iterations: the maximum number of updates K.
-        patience, improvement: a sample has converged when its best criterion decreased by less than the fraction
-            ``improvement`` of its absolute value over the last ``patience`` iterations. ``patience=0`` disables the
-            convergence check.
+        patience, improvement: a sample has converged when the smallest criterion so far decreased over the last
+            ``patience`` iterations by less than ``improvement`` times its absolute value before these iterations.
+            ``patience=0`` disables the convergence check.
         max_quality_loss: the optimization of a sample stops when its quality is more than ``max_quality_loss`` below
             its quality in iteration 0.
     """
@@ -137,7 +138,7 @@ class BestSeedTracker:
             A mask, bool ``[b]``, of the samples whose optimization continues. The optimization of a sample stops if its
             loss is not finite, if it has converged, or if its quality is too low.
         """
-        loss = loss.cpu().double()  # waits until the device has finished, so that the time includes its work
+        loss = loss.cpu().double()  # synchronizes with the device, so that the measured time includes the computation
         criterion = loss if criterion is None else criterion.cpu().double()
         now = time.perf_counter()
         self.seconds[rows] += (now - self.last_time) / len(rows)

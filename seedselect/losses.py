@@ -21,7 +21,8 @@ def semantic_loss(
     between the image features and ``target``.
 
     Args:
-        latents: the latents ``z_k`` after the last sampling steps, each ``[B,C,h,w]``; the last entry is the cleanest.
+        latents: the latents ``z_k`` after the last sampling steps, each ``[B,C,h,w]``; the last entry is the clean
+            latent.
         target: mean feature of the reference images, ``[B,D]``.
         weights: the weights ``w_k``, one per entry of ``latents``.
         decode: function that maps latents to images.

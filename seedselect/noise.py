@@ -1,4 +1,4 @@
-"""Pink noise: Gaussian noise with more power in low frequencies, for initial seeds that give diverse images."""
+"""Pink noise: Gaussian noise with more power in low frequencies, for initial seeds that lead to diverse images."""
 
 from __future__ import annotations
 

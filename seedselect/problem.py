@@ -17,15 +17,16 @@ of ``latents`` is the clean latent."""
 
 @dataclass(frozen=True)
 class Preview:
-    """Functions that divide the sampling into two parts, so that a preview of an image exists after the first part.
+    """Functions that divide the sampling into two parts, with a preview of the clean latents after the first part.
 
     Attributes:
         steps: number of steps of the sampler.
-        start: function ``(seeds [b,C,h,w], rows [b], k) -> (latents, clean)`` that samples the first ``k`` steps.
-            ``latents [b,C,h,w]`` are the latents after step ``k``, and ``clean [b,C,h,w]`` are the network's estimates
-            of the clean latents in step ``k``.
-        finish: function ``(latents [b,C,h,w], rows [b], k) -> latents`` that samples the steps after step ``k`` and
-            returns the same latents as a :data:`Trajectory`.
+        start: function ``(seeds [b,C,h,w], rows [b], k) -> (latents, clean)`` that samples the first ``k`` steps from
+            ``seeds``, whose batch indices are ``rows``. The function returns the latents after step ``k``,
+            ``[b,C,h,w]``, and the preview: the clean latents that the network predicts in step ``k``, ``[b,C,h,w]``.
+        finish: function ``(latents [b,C,h,w], rows [b], k) -> latents`` that samples the remaining steps, starting at
+            the latents after step ``k``. The function returns the latents after the last sampling steps; the last entry
+            is the clean latent.
     """
 
     steps: int
@@ -103,7 +104,8 @@ class Problem:
         decode: function that maps latents ``[b,C,h,w]`` to images ``[b,3,H,W]`` with values in [0, 1].
         features: function that maps images to unit-length features ``[b,D]``.
         targets: targets of all B samples.
-        preview: the same sampler in two parts; needed only by :class:`~seedselect.search.BestOf` with a preview.
+        preview: the sampler of ``trajectory``, divided into two parts; needed only by
+            :class:`~seedselect.search.BestOf` with a preview.
     """
 
     trajectory: Trajectory
@@ -118,5 +120,8 @@ class Problem:
         return self.generation(seeds, self.trajectory(seeds, rows), rows)
 
     def generation(self, seeds: Tensor, latents: Sequence[Tensor], rows: Tensor) -> Generation:
-        """Return the images of ``latents`` that were sampled from ``seeds [b,C,h,w]`` with the indices ``rows [b]``."""
+        """Return the :class:`Generation` for ``latents`` that were sampled from ``seeds [b,C,h,w]``.
+
+        ``rows [b]`` are the batch indices of the seeds.
+        """
         return Generation(seeds, latents, self.targets.select(rows), self.decode, self.features)

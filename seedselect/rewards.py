@@ -109,7 +109,7 @@ def novelty_reward(generation: Generation, margin: PositiveFloat) -> Tensor:
 
     Args:
         generation: the generated images; ``generation.targets.references`` must be set.
-        margin: distance between the image and its nearest reference from which on the reward is 0.
+        margin: smallest distance between the image and its nearest reference at which the reward is 0.
 
     Raises:
         ValueError: ``Targets.references`` is missing.

@@ -1,7 +1,7 @@
-"""Gradient-free methods that minimize the loss of SeedSelect: best of N seeds, and a local search.
+"""Gradient-free methods that minimize the loss of SeedSelect: a choice among N seeds, and a local search.
 
 :class:`BestOf` and :class:`LocalSearch` are called with the same arguments as :class:`seedselect.select.SeedSelect`, so
-that the three methods can be compared at an equal number of network evaluations (NFE).
+that the three methods can be compared at the same number of network evaluations (NFE).
 """
 
 from __future__ import annotations
@@ -28,17 +28,20 @@ class BestOf:
     the same number of network evaluations.
 
     Args:
-        loss: the ``SeedSelect`` object whose loss ranks the seeds. Other settings of the ``SeedSelect`` object, such as
-            ``optimizer``, have no effect.
+        loss: the ``SeedSelect`` object whose loss ranks the seeds. If its ``best_by`` is ``rewards``, the loss without
+            the penalty ranks the seeds. Other settings of the ``SeedSelect`` object, such as ``optimizer``, have no
+            effect.
         candidates: number of seeds per sample.
-        refine: the ``SeedSelect`` object that optimizes the best seed; None returns the best seed unchanged.
+        refine: the ``SeedSelect`` object that optimizes the chosen seed; None returns the chosen seed unchanged.
         preview: fraction of the sampling steps, in (0, 1), after which the candidates are compared, rounded to full
             steps. The loss of a candidate is computed from the network's estimate of the clean latent, and only the
-            best candidate is sampled to the end. With N candidates and a preview p, the number of network evaluations
-            is that of ``p N + 1 - p`` candidates without preview. None: every candidate is sampled to the end.
+            candidate with the smallest loss is sampled to the end. With N candidates and the fraction ``p = preview``,
+            the candidates need as many network evaluations as ``p N + 1 - p`` candidates without previews. None: every
+            candidate is sampled to the end.
 
     Raises:
-        ConfigError: ``preview`` is set, and ``loss`` has more than one step weight, although a preview is one latent.
+        ConfigError: ``preview`` is set, and ``loss`` has more than one step weight. A preview is a single latent, which
+            has a single step weight.
     """
 
     loss: SeedSelect
@@ -50,15 +53,16 @@ class BestOf:
         if self.preview is not None and len(self.loss.step_weights) > 1:
             raise ConfigError(
                 "loss.step_weights",
-                f"must have one weight with a preview, got {len(self.loss.step_weights)}: a preview is one latent.",
+                f"must contain a single weight if preview is set, got {len(self.loss.step_weights)} weights; set one "
+                "weight, or set preview to null.",
             )
 
     @property
     def step_weights(self) -> tuple[float, ...]:
         """Weights of the last latents of sampling in the semantic loss; the last weight is for the clean latent.
 
-        If ``refine`` has more step weights than ``loss``, these are the weights of ``refine``, because the sampler has
-        to return the latents that both need.
+        If ``refine`` has more step weights than ``loss``, the weights of ``refine`` are returned, because the sampler
+        has to return all latents that ``loss`` and ``refine`` need.
         """
         weights = tuple(self.loss.step_weights)
         if self.refine is not None and len(self.refine.step_weights) > len(weights):
@@ -97,9 +101,11 @@ class BestOf:
         on_iteration: OnIteration = no_callback,
         noise: Callable[[int], Tensor] | None = None,
     ) -> Selection:
-        """Choose the best of N seeds per sample from ``seeds [B N,C,h,w]``; the N seeds of a sample are consecutive.
+        """Choose, for each of B samples, the seed with the smallest loss among the sample's N candidates.
 
-        ``on_iteration(k, loss [B])`` is called for k = 0 to N - 1 with the losses of the k-th seed of every sample.
+        ``seeds [B N,C,h,w]`` are the candidates; the N candidates of a sample are consecutive.
+        ``on_iteration(k, loss [B])`` is called for k = 0 to N - 1 with the losses of the k-th candidate of every
+        sample.
         """
         candidates = seeds.detach().unflatten(0, (-1, self.candidates))
         if self.preview is None:
@@ -111,7 +117,7 @@ class BestOf:
         return best.merge(self.refine(best.seed, problem, on_iteration=on_iteration, noise=noise))
 
     def _select(self, candidates: Tensor, problem: Problem, on_iteration: OnIteration) -> Selection:
-        """Return the best seed of each sample from ``candidates [B,N,C,h,w]``."""
+        """Return, for each sample, the seed with the smallest loss among its ``candidates [B,N,C,h,w]``."""
         tracker = BestSeedTracker(self.loss.grouped(candidates[:, 0].clone()), self.candidates - 1)
         for k in range(self.candidates):
             loss, _ = _evaluate(self.loss, problem, candidates[:, k], tracker, k=k)
@@ -122,16 +128,16 @@ class BestOf:
     def _select_by_previews(
         self, preview: float, candidates: Tensor, problem: Problem, on_iteration: OnIteration
     ) -> Selection:
-        """Return the seed with the best preview of each sample from ``candidates [B,N,C,h,w]``.
+        """Return, for each sample, the seed whose preview has the smallest loss among its ``candidates [B,N,C,h,w]``.
 
-        The losses in ``Selection.trace`` belong to the previews, and ``Selection.loss`` belongs to the final image.
+        ``Selection.trace`` contains the losses of the previews, and ``Selection.loss`` is the loss of the final image.
 
         Raises:
             ValueError: ``problem.preview`` is None, or the sampler has only one step.
         """
         sampler = problem.preview
         if sampler is None:
-            raise ValueError("BestOf with a preview needs Problem(preview=...): pass the sampler in two parts.")
+            raise ValueError("BestOf with a preview needs Problem(preview=...): pass a Preview of the sampler.")
         if sampler.steps < 2:
             raise ValueError("a sampler with one step has no preview: set BestOf(preview=None), or use more steps.")
         steps = _preview_steps(preview, sampler.steps)
@@ -154,14 +160,16 @@ class BestOf:
 
 @dataclass(frozen=True)
 class LocalSearch:
-    """Search without gradients: each round replaces the seed by its best neighbor if the neighbor has a smaller loss.
+    """Search without gradients: each round replaces the seed by the neighbor with the smallest loss.
 
-    A neighbor of a seed z is ``sqrt(1 - spread²) z + spread |z| e / |e|``, rescaled to the norm of z, where e is
-    Gaussian noise.
+    If no neighbor has a smaller loss than the seed, the seed does not change. A neighbor of a seed z is
+    ``sqrt(1 - spread²) z + spread |z| e / |e|``, rescaled to the norm of z. Here e is Gaussian noise, and |z| and |e|
+    are Euclidean norms.
 
     Args:
-        loss: the ``SeedSelect`` object whose loss ranks the seeds. Other settings of the ``SeedSelect`` object, such as
-            ``optimizer``, have no effect.
+        loss: the ``SeedSelect`` object whose loss ranks the seeds. If its ``best_by`` is ``rewards``, the loss without
+            the penalty ranks the seeds. Other settings of the ``SeedSelect`` object, such as ``optimizer``, have no
+            effect.
         rounds: number of search rounds.
         neighbors: number of neighbors that are evaluated per round.
         spread: weight of the noise in a neighbor, in (0, 1].
@@ -196,7 +204,7 @@ class LocalSearch:
         noise: Callable[[int], Tensor],
         on_iteration: OnIteration = no_callback,
     ) -> Selection:
-        """Search around ``seeds [B,C,h,w]`` and return the best seed of each sample.
+        """Search around ``seeds [B,C,h,w]``, and return the seed with the smallest loss for each sample.
 
         ``noise(k)`` returns the noise ``[B,C,h,w]`` of the k-th neighbor, k >= 1. ``on_iteration(k, loss [B])`` is
         called with the losses of the k-th neighbors of all samples, or of the initial seeds for k = 0.
@@ -238,7 +246,7 @@ def _evaluate(
     k: int,
     initial_latent: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Generate from ``seeds [B,C,h,w]``, the k-th candidates of all samples, and record the losses.
+    """Generate images from ``seeds [B,C,h,w]`` (the k-th candidate of each sample), and record the losses.
 
     ``initial_latent [B,C,h,w]`` are the clean latents of the initial seeds; None means that ``seeds`` are the initial
     seeds.
@@ -260,9 +268,10 @@ def _record(
     k: int,
     initial_latent: Tensor | None = None,
 ) -> Tensor:
-    """Compute and record the losses of the images of the k-th candidates of all samples; return the losses ``[B]``.
+    """Record and return the losses ``[B]`` of ``generation``, which contains the k-th candidate of each sample.
 
-    If a candidate is the best so far, the tracker stores its ``latent [B,C,h,w]``.
+    If the criterion of a candidate is the smallest so far, the tracker stores the candidate's latent from
+    ``latent [B,C,h,w]``.
     """
     loss, criterion = _loss_and_criterion(objective, generation, initial_latent)
     rows = torch.arange(len(loss))

@@ -46,8 +46,8 @@ class Iteration:
         rows: batch indices of the active samples (samples whose optimization has not stopped), int64 ``[b]``.
         loss: losses of the active samples, ``[b]``.
         latent: clean latents generated from the current seeds of the active samples, ``[b,C,h,w]``.
-        selection: the best seeds of all B samples so far. Later iterations may change the tensors of ``selection``;
-            copy the tensors to keep them.
+        selection: for each of all B samples, the seed with the smallest criterion so far. Later iterations may change
+            the tensors of ``selection``; copy the tensors to keep them.
     """
 
     number: int
@@ -77,7 +77,7 @@ class SeedSelect:
             :mod:`seedselect.rewards`). If ``rewards`` is set, the loss is minus the weighted sum of the rewards.
         gradient: function that transforms the gradient before each update (:mod:`seedselect.gradients`).
         step_weights: weights, in the semantic loss, of the latents after the last sampling steps; the last weight is
-            for the cleanest latent.
+            for the clean latent.
         views: number of augmented views of an image whose features the semantic loss averages
             (:func:`~seedselect.features.view_features`); 1 uses the image alone, as the authors do.
         norm: if ``keep``, a seed is rescaled to its initial norm after each update; if ``free``, the norm may change.
@@ -86,9 +86,9 @@ class SeedSelect:
         penalty_weight: weight with which ``penalty`` is added to the loss.
         best_by: criterion for the returned seed of each sample: ``loss`` selects the smallest loss, ``rewards`` the
             largest weighted sum of rewards, without the penalty (as in ReNO, Eyring et al. 2024).
-        patience, improvement: the optimization of a sample stops when its best loss decreased by less than the fraction
-            ``improvement`` over the last ``patience`` updates. If ``best_by`` is ``rewards``, the best loss does not
-            include the penalty. ``patience=0`` disables early stopping.
+        patience, improvement: the optimization of a sample stops when its smallest loss so far decreased by less than
+            the fraction ``improvement`` over the last ``patience`` updates. If ``best_by`` is ``rewards``, this loss
+            does not include the penalty. ``patience=0`` disables early stopping.
     """
 
     iterations: PositiveInt = 30
@@ -151,10 +151,10 @@ class SeedSelect:
         on_iteration: OnIteration = no_callback,
         noise: Callable[[int], Tensor] | None = None,
     ) -> Selection:
-        """Optimize ``seeds [B,C,h,w]`` and return the best seed of each sample.
+        """Optimize ``seeds [B,C,h,w]``, and return the seed with the smallest criterion for each sample.
 
-        The argument ``noise`` is ignored; it exists because :class:`seedselect.search.LocalSearch` is called with the
-        same arguments.
+        The criterion is described in :meth:`loss_and_criterion`. The argument ``noise`` is ignored; ``noise`` exists
+        because :class:`seedselect.search.LocalSearch` is called with the same arguments.
         """
         selection = self._tracker(self.grouped(seeds.detach())).selection().ungroup()
         for iteration in self.iterate(seeds, problem):
@@ -255,8 +255,8 @@ class SeedSelect:
         """
         if len(values) % self.group_size:
             raise ValueError(
-                f"seeds: must be groups of group_size={self.group_size} seeds, got {len(values)} seeds; pass a "
-                "multiple of group_size."
+                f"seeds: the number of seeds must be a multiple of group_size={self.group_size}, got {len(values)}; "
+                "pass complete groups."
             )
         return values.unflatten(0, (len(values) // self.group_size, self.group_size))
 
@@ -278,8 +278,8 @@ class SeedSelect:
         if isinstance(optimizer, torch.optim.LBFGS):
             raise ConfigError(
                 "optimizer",
-                "LBFGS couples all samples of a batch; choose an optimizer that updates parameters independently, "
-                "such as AdamW.",
+                "LBFGS couples all samples of a batch in one update; choose an optimizer that updates each parameter "
+                "independently, such as AdamW.",
             )
         return optimizer, _build("schedule", self.schedule, optimizer)
 
@@ -288,7 +288,7 @@ def check_pairs(key: str, pairs: Sequence[Sequence[Any]]) -> None:
     """Raise ConfigError for the config key ``key`` if an entry of ``pairs`` is not a reward with a finite weight."""
     for pair in pairs:
         if len(pair) != 2 or not callable(pair[0]) or isinstance(pair[1], bool | str) or not math.isfinite(pair[1]):
-            raise ConfigError(key, f"must be pairs of a reward and its weight, got {pair!r}.")
+            raise ConfigError(key, f"each entry must be a pair of a reward and a finite weight, got {pair!r}.")
 
 
 def _build(key: str, factory: Callable[[Any], Any], argument: Any) -> Any:

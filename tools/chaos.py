@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 HEARTBEAT_S = 0.2  # interval in seconds at which a process writes a heartbeat file, to show that it is alive
 LEASE_TIMEOUT_S = 2.0  # time in seconds without a heartbeat after which a process counts as dead
-EXIT_TIMEOUT_S = 60.0  # time in seconds within which the other processes must exit, in addition to the time of a run
+EXIT_TIMEOUT_S = 60.0  # timeout in seconds for the exit of the other processes, in addition to the time of a run
 RUN_ID_ENV = "CHAOS_RUN_ID"  # environment variable that identifies the processes of a run
 EXIT_MESSAGES = (
     "error: another process of this run has died",  # printed by this project
@@ -167,7 +167,8 @@ def kill_and_replace(
         processes: number of processes that run at the same time.
         wait: minimum and maximum time between two kills, in seconds.
         seed: random seed of the times of the kills and of the choice of the killed processes.
-        is_due: whether the time before the next kill may begin, by the number of processes that were killed.
+        is_due: function that returns whether the waiting time before the next kill may begin. The argument of the
+            function is the number of processes that have been killed.
 
     Returns:
         The duration in seconds until all processes have finished.
@@ -482,8 +483,8 @@ def main() -> None:
     )
     parser.add_argument("--kills", type=int, default=20, help="number of processes to kill")
     parser.add_argument("--processes", type=int, default=3, help="number of processes that run at the same time")
-    parser.add_argument("--units", type=int, default=200, help="number of units in the default test")
-    parser.add_argument("--pause", type=float, default=0.1, help="maximum seconds per unit in the default test")
+    parser.add_argument("--units", type=int, default=200, help="number of units of work in the default test")
+    parser.add_argument("--pause", type=float, default=0.1, help="maximum seconds per unit of work in the default test")
     parser.add_argument("--seed", type=int, default=0, help="random seed")
     parser.add_argument("--command", action="store_true", help="test independent processes of rare_concepts")
     parser.add_argument("--ddp", choices=["torchrun", "lightning"], help="test ranks that this launcher starts")

@@ -39,7 +39,7 @@ def records(path: Path) -> Iterator[Any]:
     """
     content = path.read_bytes()
     if not content.startswith(b":W&B"):
-        raise ValueError(f"{path} is not a W&B file: give the folder of a run with logger=wandb.")
+        raise ValueError(f"{path} is not a W&B file: pass the folder of a run with logger=wandb.")
     position = FILE_HEADER_SIZE
     chunks = b""
     while position + CHUNK_HEADER.size <= len(content):
@@ -142,7 +142,7 @@ def main() -> None:
     paths = sorted(files, key=lambda path: path.parent.name)
     if not paths:
         sys.exit(
-            f"error: {folder} contains no W&B run: give the folder of a run that was started with logger=wandb "
+            f"error: {folder} contains no W&B run: pass the folder of a run that was started with logger=wandb "
             "logger.wandb.offline=true."
         )
     try:

@@ -1,8 +1,8 @@
 """Compute the run that the web page shows by default in its tab Compare: ``python -m tools.make_example_run``.
 
-The command runs ``experiment=rare_concepts`` with five concepts and one image per concept and arm (pipeline). The files
-that the web page reads are written to ``assets/example_run``. In the stored config, absolute paths in this repository
-are replaced by ``${project:PATH}``, so that the config is valid in every clone.
+The command runs ``experiment=rare_concepts`` with five concepts. Each arm (compared pipeline) generates one image per
+concept. The files that the web page reads are written to ``assets/example_run``. In the stored config, absolute paths
+in this repository are replaced by ``${project:PATH}``, so that the config is valid in every clone.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from experiments.config.project import PROJECT
 
 CONCEPTS = ("volcano", "steaming bowl", "tram", "basketball", "shortcake")
 REMOVED_ARMS = ("seedselect_ddim", "seedselect_ours")
-"""Arms (pipelines) of ``experiment=rare_concepts`` that are not part of the example run."""
+"""Arms (compared pipelines) of ``experiment=rare_concepts`` that are not part of the example run."""
 FILES = ("results.json", "samples.parquet", "table.md")
 """Files of the run that are copied, in addition to the config and the images."""
 SOURCE = PROJECT / "runs" / "example_run"

@@ -1,7 +1,8 @@
 """Create the first figure of the README: drawings, their seeds, reconstructions and edits.
 
 The command is ``python -m tools.make_readme_figure``. The command also writes the drawing ``docs/figures/fox.png``,
-which the README and the guides invert. The embedded emoji model was not trained on the drawings.
+which the README and the guides invert. The emoji model that ships with the repository was not trained on these
+drawings.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ EXAMPLE = "fox.png"
 
 @dataclass(frozen=True)
 class Row:
-    """A drawing of the figure and its edits.
+    """A drawing in the figure, and the edits of the drawing.
 
     Attributes:
         concept: concept of the drawing in the corpus.
         phrase: words for the concept in the prompt.
-        edits: pairs of a part of the prompt and the words that replace it.
+        edits: one pair per edit: a part of the prompt, and the words that replace this part.
     """
 
     concept: str

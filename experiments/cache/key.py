@@ -1,4 +1,4 @@
-"""Cache keys: descriptions of the settings of objects as plain data, by which stored results are looked up."""
+"""Cache keys, by which stored results are looked up: descriptions of the settings of objects as plain data."""
 
 from __future__ import annotations
 

@@ -125,7 +125,7 @@ class NeverConverging:
 def inversion_cost(
     inverter: Inverter, schedule: Schedule, guidance: float, channels: int, *, all_steps: bool = False
 ) -> Cost:
-    """Return the maximum cost of inverting one image, which consists of network evaluations.
+    """Return the maximum number of network evaluations for the inversion of one image, as a :class:`Cost`.
 
     The network evaluations are counted by running the method with :class:`NeverConverging` instead of a network.
 
@@ -134,8 +134,8 @@ def inversion_cost(
         schedule: sampling schedule.
         guidance: guidance scale.
         channels: number of channels of the latents.
-        all_steps: whether the cost includes the reconstruction of the image and the measurement of the residual of
-            every step.
+        all_steps: whether the cost includes the reconstruction of the image and the measurement of the residual (error
+            of the step's equation) of every step.
     """
     key = json.dumps([fingerprint_config(inverter), schedule.timesteps.tolist(), guidance, channels, all_steps])
     if key not in _COSTS:

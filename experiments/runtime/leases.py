@@ -1,7 +1,7 @@
 """Leases on a shared file system: a lease is the temporary exclusive right of a process to compute a result.
 
-By leases, the processes that share a folder divide the work. At most one process holds a lease. If this process dies,
-another process can take over the lease.
+The processes that share a folder use leases to divide the work. At most one process holds a lease. If this process
+dies, another process can take over the lease.
 
 A lease is a folder that contains the id of its owner. A process creates the folder under a temporary name and then
 renames the folder, so that a lease never exists without its owner. If two processes rename folders to the same lease at

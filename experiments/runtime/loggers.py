@@ -42,7 +42,8 @@ def set_wandb_identity(config: DictConfig) -> None:
     """Set the id, the name and the job type of the W&B run, if they are null in the config.
 
     If the run's folder contains the id of an earlier W&B run with the same settings, the earlier W&B run is resumed.
-    The settings are compared by their hash, with which the id ends. In a W&B sweep, the agent of the sweep sets the id.
+    The id ends with a hash of the settings, by which the settings are compared. In a W&B sweep, the agent of the sweep
+    sets the id.
     """
     for logger in _wandb_configs(config.logger):
         if "id" in logger and logger.id is None and "WANDB_RUN_ID" not in os.environ:
@@ -72,7 +73,7 @@ def _run_name(config: DictConfig) -> str:
 
 
 def _job_type(arms: Sequence[str]) -> str:
-    """Return the W&B job type, such as ``plain+nao+3 more``, from the names of the compared arms (pipelines).
+    """Return the W&B job type, such as ``plain+nao+3 more``, from the names of the arms (compared pipelines).
 
     If all names together are too long, the last names are replaced by their number.
     """

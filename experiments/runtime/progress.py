@@ -271,7 +271,7 @@ def timed(call: Callable[[], Any], wait: Callable[[], None] = lambda: None, repe
 
     Args:
         call: the function whose duration is measured.
-        wait: function that waits until the device has finished, and which is called after each call of ``call``.
+        wait: function that synchronizes with the device. The function is called after each call of ``call``.
         repeats: number of measured calls.
     """
     call()

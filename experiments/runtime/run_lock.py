@@ -47,8 +47,8 @@ def join_or_start_run(config: DictConfig, task: Any, trainer: Trainer) -> LeaseM
         leases.close()
         reason = "is training" if is_training(config) else "has different settings"
         raise ValueError(
-            f"run_dir={config.run_dir} is in use: {owner.describe()} {reason}. Wait until that process ends, or choose "
-            "another run_dir."
+            f"run_dir={config.run_dir} is in use by {owner.describe()}, which {reason}: wait until that process ends, "
+            "or set run_dir to another folder."
         )
     print(
         f"{owner.describe()} is already running in {config.run_dir}: this run computes a part of the results, and "

@@ -30,7 +30,7 @@ def run_settings(config: DictConfig) -> dict[str, Any]:
 
 
 def first_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
-    """Return the first dotted key whose values in ``before`` and ``now`` differ, followed by the two values.
+    """Return the first dotted config key whose values in ``before`` and ``now`` differ, followed by the two values.
 
     If a key is missing in ``before`` or ``now``, the value is None. If all values are equal, the function returns None.
     """

@@ -1,6 +1,6 @@
 """Agreement of all processes of a run on the folder of the run.
 
-Each process composes the config itself. A folder whose name depends on the time, such as
+Each process composes the config independently of the other processes. A folder whose name depends on the time, such as
 ``run_dir=runs/${now:%H-%M-%S}``, could therefore be different in each process.
 """
 
@@ -66,6 +66,6 @@ def _check_no_time(config: DictConfig) -> None:
         text += " ".join(HydraConfig.get().overrides.hydra)
     if "${now:" in text:
         raise ValueError(
-            "run_dir: must not depend on ${now:...}, because each process would resolve it to another time; give all "
-            "processes one name, for example run_dir='runs/${oc.env:SLURM_JOB_ID}'."
+            "run_dir: must not depend on ${now:...}, because each process would resolve it to another time; set "
+            "run_dir to one name for all processes, for example run_dir='runs/${oc.env:SLURM_JOB_ID}'."
         )

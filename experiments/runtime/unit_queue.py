@@ -209,8 +209,8 @@ class UnitQueue:
     Args:
         data: data module with the units of work.
         leases: manager with which this process acquires leases (exclusive rights) on units of work.
-        missing: indices of the unfinished units of work. The queue removes the indices of units of work from
-            this set when the units are finished.
+        missing: indices of the unfinished units of work. The queue removes an index from this set when the unit of work
+            is finished.
     """
 
     def __init__(self, data: UnitDataModule, leases: LeaseManager, missing: set[int]) -> None:
@@ -354,7 +354,7 @@ def run_stages(trainer: Trainer, *stages: Stage) -> None:
     """Compute all units of work that are not on disk, and return when all processes have finished.
 
     A unit of work is the smallest part of a run that a resumed run can skip, such as the images of one concept. The
-    stages are computed one after the other. Before the first stage, temporary files of killed processes are
+    stages are computed one after the other. Before the first stage, the temporary files of killed processes are
     deleted. If the results of all units of work are on disk, Lightning starts no processes.
 
     Processes that an external launcher has started run every stage, even if all results seem to be on disk, because a

@@ -31,8 +31,8 @@ def install_watchdogs() -> None:
     """Make this process exit if its parent process dies, and requeue the Slurm job when this process receives SIGUSR1.
 
     The option ``sbatch --signal=USR1@120`` sends SIGUSR1 two minutes before the time limit of the job. The handler of
-    Lightning for SIGUSR1 is not used, because that handler saves a checkpoint, for which all processes have
-    to synchronize.
+    Lightning for SIGUSR1 is not used, because that handler saves a checkpoint, for which all processes would have to
+    synchronize.
     """
     report_dead_children()
     if "TORCHELASTIC_RUN_ID" in os.environ:

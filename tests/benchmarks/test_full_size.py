@@ -71,7 +71,7 @@ def test_empty_fields_are_empty_cells():
 def test_times_of_a_reduced_network_are_not_stored(monkeypatch, capsys):
     with pytest.raises(SystemExit, match="2"):
         run(monkeypatch, "--write")
-    expected = "--write: needs the full size in bfloat16 on a CUDA GPU, got cpu, bfloat16, tiny."
+    expected = "--write: the times must be measured at full size in bfloat16 on a CUDA GPU, got cpu, bfloat16, tiny"
     assert expected in capsys.readouterr().err
 
 

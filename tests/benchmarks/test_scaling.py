@@ -50,7 +50,7 @@ def test_unit_times_of_a_run(tmp_path):
         path.write_text("")
         os.utime(path, (seconds, seconds))
     assert measured_unit_seconds(tmp_path) == [2, 3]
-    with pytest.raises(ValueError, match="--run: must be the folder of a run with at least three units"):
+    with pytest.raises(ValueError, match="--run: must be the folder of a run with at least three files of results"):
         measured_unit_seconds(tmp_path / "units")
 
 

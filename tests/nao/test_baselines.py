@@ -201,7 +201,7 @@ def test_cog_keeps_the_variance_of_independent_seeds():
 
 
 def test_cog_rejects_invalid_weights():
-    with pytest.raises(ValueError, match=r"weights: must have one weight per seed, 2, got the shape \[3\]"):
+    with pytest.raises(ValueError, match=r"weights: expected the shape \[2\] \(one weight per seed\), got \[3\]"):
         cog(seeds(2), torch.ones(3))
-    with pytest.raises(ValueError, match="weights: must not all be zero"):
+    with pytest.raises(ValueError, match="weights: all weights are zero"):
         cog(seeds(2), torch.zeros(2))

@@ -303,8 +303,11 @@ def test_pink_noise_with_exponent_0_is_the_white_noise():
     [
         ({"group_size": 1}, "group_size: Input should be greater than or equal to 2, got 1"),
         ({"group_rewards": []}, "group_rewards"),
-        ({"group_rewards": [("vendi", 1.0)]}, "group_rewards: must be pairs of a reward and its weight, got"),
-        ({"rewards": [(brightness,)]}, "rewards: must be pairs of a reward and its weight, got"),
+        (
+            {"group_rewards": [("vendi", 1.0)]},
+            "group_rewards: each entry must be a pair of a reward and a finite weight, got",
+        ),
+        ({"rewards": [(brightness,)]}, "rewards: each entry must be a pair of a reward and a finite weight, got"),
         ({"max_quality_loss": -1.0}, "max_quality_loss: Input should be greater than or equal to 0, got -1"),
     ],
 )
@@ -315,7 +318,7 @@ def test_invalid_settings_are_rejected(changes, message):
 
 def test_seeds_that_are_not_groups_are_rejected():
     seeds, _ = draw(4)
-    with pytest.raises(ValueError, match="seeds: must be groups of group_size=3 seeds, got 4 seeds"):
+    with pytest.raises(ValueError, match="seeds: the number of seeds must be a multiple of group_size=3, got 4"):
         optimizer()(seeds, group_problem())
 
 

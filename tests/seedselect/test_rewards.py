@@ -142,7 +142,7 @@ def test_clip_reward_is_the_similarity_of_image_and_prompt():
 
 @pytest.mark.parametrize("pair", [(brightness,), (brightness, math.nan), ("bright", 1.0), (brightness, True)])
 def test_invalid_reward_pairs_are_rejected(pair):
-    with pytest.raises(ValueError, match=r"rewards: must be pairs of a reward and its weight, got "):
+    with pytest.raises(ValueError, match=r"rewards: each entry must be a pair of a reward and a finite weight, got "):
         SeedSelect(rewards=[pair])
 
 

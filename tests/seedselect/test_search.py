@@ -117,7 +117,7 @@ def test_a_preview_needs_a_sampler_in_two_parts_and_one_step_weight():
     one_step = replace(problem(targets), preview=Preview(1, None, None))
     with pytest.raises(ValueError, match="a sampler with one step has no preview"):
         BestOf(one_weight, 1, preview=0.5)(seeds, one_step)
-    with pytest.raises(ConfigError, match=r"loss.step_weights: must have one weight with a preview, got 2"):
+    with pytest.raises(ConfigError, match=r"loss.step_weights: must contain a single weight if preview is set, got 2"):
         BestOf(SeedSelect(step_weights=(0.5, 0.5)), 2, preview=0.5)
     group = GroupSelect(group_rewards=[(LatentDiversity(pairwise_distance), 1.0)], group_size=2)
     with pytest.raises(ConfigError, match=r"preview: must be null"):

@@ -66,7 +66,7 @@ def test_rejects_a_second_run_with_other_settings(data, tmp_path, monkeypatch):
     for wrong, message in ((other, "has different settings"), (training, "is training")):
         with pytest.raises(
             ValueError,
-            match=rf"run_dir=.* is in use: process {os.getpid()} on .* {message}\. Wait until that process ends, or",
+            match=rf"run_dir=.* is in use by process {os.getpid()} on .*, which {message}: wait until that process",
         ):
             join_or_start_run(wrong, None, None)
 
