@@ -78,7 +78,7 @@ def invert(
         forward_steps: number of inversion steps, counted from the clean image, in which random noise is added instead
             of inverting the sampler, as in TABA (:class:`~rnri.methods.forward_steps.ForwardSteps`). ``forward_steps``
             must be less than the number of sampler steps.
-        fit: how images of another size are fitted to the image size of the model: ``crop`` (resize and crop the
+        fit: how an image is resized if its size is not the image size of the model: ``crop`` (resize and crop the
             center), ``pad`` (resize and add white borders), ``stretch`` (resize without keeping the aspect ratio), or
             ``exact`` (do not resize: the images are inverted at their own size, which must be the same for all images).
         round_trip: whether to reconstruct the images and to measure the PSNR of the reconstructions.
@@ -141,6 +141,8 @@ def invert(
         family_kwargs=model.family.pipeline_kwargs(float(guidance_scale)),
         image_size=model.image_size,
         timesteps=schedule.timesteps,
+        alphas=schedule.alphas,
+        prediction_type=pipe.scheduler.config.get("prediction_type"),
         scheduler=type(pipe.scheduler).__name__,
         images=to_uint8(batch),
         round_trip=measured,
@@ -205,7 +207,8 @@ def _check_callback(callback: StepCallback | None) -> None:
         if missing:
             raise ValueError(
                 f"callback_on_step_end: must need latents only, got {type(callback).__name__}, which needs "
-                f"{', '.join(missing)}; inversion has a fixed guidance scale."
+                f"{', '.join(missing)}; pass a callback that does not change the prompt embeddings, because the "
+                "guidance scale of an inversion is fixed."
             )
 
 
@@ -235,9 +238,9 @@ def _check_negative_prompts(pipe: DiffusionPipeline, negative_prompts: list[str]
     """
     if pipe.config.get("force_zeros_for_empty_prompt") and any(negative_prompts) and not all(negative_prompts):
         raise ValueError(
-            f"negative_prompt: must be given for every image or for none, got {negative_prompts!r}; "
-            f"for an image without one, {type(pipe).__name__} would use the embedding of an empty string, which is not "
-            "the same as no negative prompt."
+            f"negative_prompt: some images have a negative prompt and others have none, got {negative_prompts!r}; pass "
+            f"a negative prompt for every image, because {type(pipe).__name__} uses zeros instead of the embedding of "
+            "an empty string only if no image has a negative prompt."
         )
 
 

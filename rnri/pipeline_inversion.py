@@ -21,7 +21,6 @@ from rnri.seed_file import read_seed_file, write_seed_file
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-    from rnri.models.family import Family
 
 CONVERGED_DB = 0.1
 """Maximum PSNR loss of a converged reconstruction in dB, compared with encoding and decoding by the VAE alone."""
@@ -64,10 +63,13 @@ class PipelineInversion(Inversion):
         negative_prompts: one negative prompt per image.
         num_inference_steps: number of sampler steps.
         guidance_scale: guidance scale of the inversion; 1 disables guidance.
-        family_kwargs: arguments of the pipeline call that depend on the model family: the guidance scale in the
-            pipeline's own definition, and settings such as ``use_resolution_binning`` of PixArt.
+        family_kwargs: arguments of the pipeline call that depend on the model family: the guidance scale as the
+            pipeline defines it, and settings such as ``use_resolution_binning`` of PixArt.
         image_size: height and width of the images in pixels.
         timesteps: ``[N]``, the sampler's timesteps, from noisy to clean.
+        alphas: float64 ``[N+1]``, the factor of the clean latent before each sampler step and after the last step
+            (``alpha`` of :class:`~rnri.models.schedule.Schedule`).
+        prediction_type: ``prediction_type`` of the scheduler; None for flow-matching schedulers.
         scheduler: class name of the pipeline's scheduler at the time of the inversion.
         images: the inverted images, uint8 ``[B,3,H,W]``.
         round_trip: the reconstructions and their PSNR; None if ``invert`` was called with ``round_trip=False``.
@@ -82,6 +84,8 @@ class PipelineInversion(Inversion):
     family_kwargs: Mapping[str, Any]
     image_size: tuple[int, int]
     timesteps: Tensor
+    alphas: Tensor
+    prediction_type: str | None
     scheduler: str
     images: Tensor
     round_trip: RoundTrip | None
@@ -131,7 +135,9 @@ class PipelineInversion(Inversion):
     def quality(self) -> str:
         """The quality of the reconstructions in one phrase, such as "40.7 of 40.9 dB, as good as the VAE allows".
 
-        If a reconstruction has not converged, ``quality`` also names a setting that reduces the error.
+        The first number is the mean PSNR of the reconstructions. The second number is the mean PSNR of encoding and
+        decoding the images with the VAE alone, which limits the first number. A higher PSNR means a smaller error. If a
+        reconstruction has not converged, ``quality`` also names a setting that reduces the error.
         """
         if not self.seed.isfinite().all():
             return "the seeds are not finite; use dtype=torch.float32 or a lower guidance scale"
@@ -153,26 +159,50 @@ class PipelineInversion(Inversion):
     def reconstruct(self, pipe: DiffusionPipeline) -> list[Image.Image]:
         """Regenerate the images with ``pipe`` and return them.
 
-        The pipeline's scheduler is replaced by ``scheduler_for(pipe)`` during the call.
+        The pipeline's scheduler is replaced by ``scheduler_for(pipe)`` during the call. The seeds are converted to the
+        dtype of ``pipe``.
 
         Raises:
-            ValueError: the scheduler of ``pipe`` has other timesteps than the inversion, or the sampled latents or the
-                output of the VAE are not finite.
+            ValueError: ``pipe`` samples with other timesteps, noise levels or another prediction type than those of the
+                inversion, or the sampled latents or the output of the VAE are not finite.
         """
         from rnri.models.deterministic import scheduler_for  # imports diffusers
         from rnri.models.families import family_of
         from rnri.models.finite import finite_decoding
 
+        self.check_pipeline(pipe)
         scheduler = pipe.scheduler
         pipe.scheduler = scheduler_for(pipe)
         try:
             family = family_of(pipe)
-            self._check_timesteps(family)
-            calls = [self] if family.batch_independent else list(self)
+            converted = dataclasses.replace(self, latents=self.latents.to(family.latents_dtype))
+            calls = [converted] if family.batch_independent else list(converted)
             with finite_decoding(pipe.vae):
                 return [image for inversion in calls for image in pipe(**inversion.pipe_kwargs).images]
         finally:
             pipe.scheduler = scheduler
+
+    def check_pipeline(self, pipe: DiffusionPipeline) -> None:
+        """Check that ``pipe`` samples with the timesteps, noise levels and prediction type of this inversion.
+
+        Raises:
+            ValueError: ``pipe`` samples with other timesteps, noise levels or another prediction type.
+        """
+        from rnri.models.families import family_of  # imports diffusers
+
+        height, width = self.seed.shape[-2:]
+        schedule = family_of(pipe).schedule(self.num_inference_steps, (height, width))
+        differences = {
+            "timesteps": not _close(schedule.timesteps, self.timesteps),
+            "noise levels": not _close(schedule.alphas, self.alphas),
+            "a prediction_type": pipe.scheduler.config.get("prediction_type") != self.prediction_type,
+        }
+        different = next((name for name, differs in differences.items() if differs), None)
+        if different is not None:
+            raise ValueError(
+                f"pipe: the scheduler {type(pipe.scheduler).__name__} has {different} other than the scheduler "
+                f"{self.scheduler} of the inversion; load the pipeline with the scheduler of the inversion."
+            )
 
     def save(self, path: str | Path, *, checkpoint: str | None = None) -> Path:
         """Write the inversion to the safetensors file ``path`` and return the path.
@@ -253,20 +283,6 @@ class PipelineInversion(Inversion):
     def _unmeasured(self) -> Tensor:
         return torch.full((len(self),), torch.nan, dtype=torch.float64)
 
-    def _check_timesteps(self, family: Family) -> None:
-        """Raise ValueError if the scheduler of ``family.pipeline`` has other timesteps than this inversion.
-
-        The comparison uses the number of steps and the image size of this inversion.
-        """
-        height, width = self.seed.shape[-2:]
-        timesteps = family.schedule(self.num_inference_steps, (height, width)).timesteps
-        if timesteps.shape != self.timesteps.shape or not torch.equal(timesteps.cpu(), self.timesteps.cpu()):
-            raise ValueError(
-                f"pipe: the scheduler {type(family.pipeline.scheduler).__name__} has other timesteps than "
-                f"{self.scheduler}, with which the images were inverted; load the pipeline with the scheduler of the "
-                "inversion."
-            )
-
 
 def load(path: str | Path) -> PipelineInversion:
     """Return the inversion that :meth:`PipelineInversion.save` wrote to ``path``.
@@ -290,6 +306,10 @@ def load(path: str | Path) -> PipelineInversion:
         return PipelineInversion(**fields)
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path}: incomplete seed file ({error}); save the inversion again.") from error
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and torch.allclose(one.double().cpu(), other.double().cpu(), rtol=1e-6, atol=1e-9)
 
 
 def psnr(images: Tensor, originals: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import safetensors.torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-FORMAT = "seed-exploration 2"
+FORMAT = "seed-exploration 3"
 """Value of the metadata entry ``format`` of a seed file."""
 
 
@@ -22,12 +22,17 @@ def write_seed_file(path: str | Path, tensors: Mapping[str, Tensor], settings: M
         path: path of the file; its folder is created if it does not exist.
         tensors: maps names to tensors; the tensor ``latents`` contains the seeds.
         settings: maps names to values that JSON can represent.
+
+    Raises:
+        ValueError: ``path`` is a folder.
     """
     path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path}: is a folder; pass the path of a file, such as {path / 'seed.safetensors'}.")
     path.parent.mkdir(parents=True, exist_ok=True)
     metadata = {"format": FORMAT} | {key: json.dumps(value) for key, value in settings.items()}
     values = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-    safetensors.torch.save_file(values, path, metadata)
+    path.write_bytes(safetensors.torch.save(values, metadata))  # save_file makes files that only the user can read
     return path
 
 

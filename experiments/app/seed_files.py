@@ -135,11 +135,10 @@ def _check(seed: Seed, context: AppContext, name: str) -> None:
         )
     if not seed.latents.is_floating_point() or not seed.latents.isfinite().all():
         raise ValueError(f"{name} has a seed that is not finite; invert its image again.")
-    timesteps = context.model.schedule(seed.steps).timesteps
-    if seed.inversion is not None and not torch.equal(seed.inversion.timesteps.cpu(), timesteps.cpu()):
-        raise ValueError(
-            f"{name} has other timesteps than the model of the page; start the page with the scheduler "
-            f"{seed.scheduler} and the settings of the seed's model."
-        )
+    if seed.inversion is not None:
+        try:
+            seed.inversion.check_pipeline(context.model.pipeline)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
     if not 1 <= seed.guidance < float("inf"):
         raise ValueError(f"{name} has the guidance scale {seed.guidance:g}; must be >= 1: invert the image again.")

@@ -1,7 +1,7 @@
 """Stores of results on disk: a store of inverted seeds for all runs, and stores of the finished units of an experiment.
 
-A unit is the smallest piece of work that a resumed run can skip, for example the images of one concept. Files are
-written atomically: if a process is killed while it writes a file, the file is not created.
+A unit is the smallest piece of work that a resumed run can skip, for example the generation of the images of one
+concept. Files are written atomically: if a process is killed while it writes a file, the file is not created.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from experiments.cache.atomic import CannotRead, atomic_write, digest, finished_files
 
 torch.backends.cudnn.allow_tf32 = False
 # TF32 is disabled in every process that stores results. With TF32, cuDNN rounds the inputs of a convolution to 10 bits,
-# which causes a relative error of 1e-3 of the network's output. The residual (error of the solved step equation) of an
-# inversion cannot become smaller than the error of the network.
+# which causes a relative error of 1e-3 in the network's output. The residual of an inversion (error of the equation
+# that a step solves) cannot become smaller than the error of the network.
 
 CACHE_VERSION = 4
 """Version of the cache, which is part of every cache key.
@@ -50,13 +50,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:
 def _write(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
 
-    def save(temporary: Path) -> None:
-        try:
-            save_file(contiguous, temporary, metadata)
-        except SafetensorError as error:  # for example, because the disk is full
-            raise OSError(str(error)) from error
-
-    atomic_write(path, save)
+    # save_file makes files that only the user can read, so the bytes are written with the permissions of the umask.
+    atomic_write(path, lambda temporary: temporary.write_bytes(safetensors.torch.save(contiguous, metadata)))
 
 
 def _is_complete(path: Path) -> bool:
@@ -109,23 +104,28 @@ class UnitStore:
         self.settings = settings
 
     def done(self, unit: str) -> bool:
-        """Return whether the file of the unit ``unit`` (such as the images of one concept) is on disk and complete."""
+        """Return whether the result of ``unit``, such as the images of one concept, is completely on disk."""
         return _is_complete(self._path(unit))
 
     def empty(self) -> bool:
-        """Return whether the store contains no finished unit, such as the images of one concept."""
+        """Return whether the store contains no results, such as the images of a concept."""
         return not self.files()
 
     def files(self) -> list[Path]:
-        """Return the files of the finished units (such as the images of one concept), sorted by file name."""
+        """Return the files of results, sorted by file name; a file contains, for example, the images of one concept."""
         return finished_files(self.root, "*.safetensors")
 
     def write(self, unit: str, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
-        """Store the tensors and the record (measured values) of a finished unit, such as the images of one concept."""
+        """Store the result of a finished unit of work, for example of the generation of one concept's images.
+
+        ``tensors`` are, for example, the generated images, and ``record`` contains the measured values as plain data.
+        """
         _write(self._path(unit), tensors, {"unit": unit, "record": json.dumps(record)})
 
     def read(self, unit: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return the tensors and the record (measured values) of a finished unit, such as the images of one concept.
+        """Return the result of a finished unit of work, for example of the generation of one concept's images.
+
+        The result consists of tensors, such as the images, and of a record, which contains the measured values.
 
         Raises:
             CannotRead: the file of the unit is missing or damaged.
@@ -139,7 +139,7 @@ class UnitStore:
         return content[0], json.loads(content[1]["record"])
 
     def record(self, unit: str) -> dict[str, Any]:
-        """Return the record (measured values) of a finished unit without reading its tensors."""
+        """Return the record (measured values) of a finished unit of work, without reading the tensors of the unit."""
         with safe_open(self._path(unit), framework="pt") as file:
             return json.loads(file.metadata()["record"])
 

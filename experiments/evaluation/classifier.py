@@ -18,7 +18,7 @@ import timm
 import torch
 from annotated_types import Len
 from pydantic import PositiveFloat, PositiveInt
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms.functional import center_crop
@@ -147,7 +147,7 @@ class Classifier(nn.Module):
             "labels": self.labels,
         }
         compact = {name: _to_half(tensor).contiguous() for name, tensor in state.items()}
-        atomic_write(Path(folder) / WEIGHTS, lambda path: save_file(compact, path))
+        atomic_write(Path(folder) / WEIGHTS, lambda path: path.write_bytes(save(compact)))
         atomic_write(Path(folder) / CONFIG, lambda path: path.write_text(json.dumps(config, indent=1) + "\n"))
 
 

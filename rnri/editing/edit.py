@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from typing import Any, Protocol
 
 import numpy as np
@@ -34,6 +36,7 @@ from rnri.models.eval_mode import eval_no_grad
 from rnri.models.families import family_of
 from rnri.models.family import Family, components
 from rnri.models.finite import check_finite_latents, finite_decoding
+from rnri.pipeline_inversion import PipelineInversion
 
 PLAIN_PROCESSORS = (
     AttnProcessor,
@@ -68,7 +71,10 @@ UNSUPPORTED_KWARGS = (
     "prompt_embeds",
     "true_cfg_scale",
     "ip_adapter_image",
+    "clip_skip",
+    "return_dict",
 )
+"""Pipeline arguments that would change the number of images, the text conditions or the type of the result."""
 
 Images = list[Image.Image] | Tensor | np.ndarray
 
@@ -149,13 +155,16 @@ def edit(
             the last prompt; ``edit`` keeps the conditional embeddings of all prompts instead.
 
     Raises:
-        ValueError: ``edit_config`` does not fit the network or names words that the prompts do not contain; the
-            pipeline has an IP-Adapter or custom attention processors; a seed is not finite; or a pipeline argument is
-            reserved or unsupported. ValueError for an invalid argument is raised before the network runs. ValueError is
-            also raised if the sampled latents or the output of the VAE are not finite.
+        ValueError: ``pipe`` samples with another schedule than the inversion; ``edit_config`` does not fit the network
+            or names words that the prompts do not contain; the pipeline has an IP-Adapter or custom attention
+            processors; a seed is not finite; or a pipeline argument is reserved or unsupported. ValueError for an
+            invalid argument is raised before the network runs. ValueError is also raised if the sampled latents or the
+            output of the VAE are not finite.
     """
     family = family_of(pipe)
-    _check_kwargs(pipeline_kwargs)
+    _check_kwargs(pipe, pipeline_kwargs)
+    if isinstance(inversion, PipelineInversion):
+        inversion.check_pipeline(pipe)
     if not inversion.latents.isfinite().all():
         raise ValueError(
             "inversion.latents: must be finite, but the inversion diverged; invert with more steps or in float32."
@@ -166,7 +175,8 @@ def edit(
     rows = [*range(len(source_prompts)), *(k for k, texts in enumerate(edited_prompts) for _ in texts)]
     state = EditState(rows, steps=lambda: pipe.num_timesteps)
     control = attention_control(family, edit_config, state, prompts, image_size=inversion.image_size)
-    call_kwargs = inversion.pipe_kwargs | {"prompt": prompts, "latents": inversion.latents[rows]}
+    latents = inversion.latents[rows].to(family.latents_dtype)
+    call_kwargs = inversion.pipe_kwargs | {"prompt": prompts, "latents": latents}
     if "negative_prompt" in call_kwargs:
         call_kwargs["negative_prompt"] = [call_kwargs["negative_prompt"][row] for row in rows]
     user_callback = pipeline_kwargs.pop("callback_on_step_end", None)
@@ -318,10 +328,15 @@ def _edited_prompts(prompt: object, images: int) -> list[list[str]]:
     return [list(prompts) for prompts in result]
 
 
-def _check_kwargs(pipeline_kwargs: dict[str, Any]) -> None:
+def _check_kwargs(pipe: DiffusionPipeline, pipeline_kwargs: dict[str, Any]) -> None:
+    accepted = inspect.signature(pipe.__call__).parameters
     for name in pipeline_kwargs:
         if name in RESERVED_KWARGS:
             source = RESERVED_KWARGS[name]
             raise ValueError(f"{name} is determined by `{source}`, an argument of edit: leave {name} out.")
         if name in UNSUPPORTED_KWARGS:
-            raise ValueError(f"{name} would change the number of images or the words of the prompts: leave {name} out.")
+            raise ValueError(f"{name} is an argument of the pipeline that edit does not support: leave {name} out.")
+        if name not in accepted:
+            similar = get_close_matches(name, accepted, n=1)
+            remedy = f"did you mean {similar[0]}?" if similar else f"leave {name} out."
+            raise ValueError(f"{name} is not an argument of {type(pipe).__name__}: {remedy}")

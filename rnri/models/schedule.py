@@ -130,10 +130,15 @@ class Schedule:
         ``c = alpha`` and ``tau = sigma / alpha``. If the predictor returns the velocity, ``c = alpha + sigma`` and
         ``tau = sigma / c``.
         """
-        alpha = torch.cat([self.alpha, self.alpha_next[-1:]])
+        alpha = self.alphas
         sigma = torch.cat([self.sigma, self.sigma_next[-1:]])
         scale = alpha if self.predicts == "epsilon" else alpha + sigma
         return scale, sigma / scale
+
+    @property
+    def alphas(self) -> Tensor:
+        """The factor ``alpha`` of the clean latent before every step and after the last step, float64 ``[N+1]``."""
+        return torch.cat([self.alpha, self.alpha_next[-1:]])
 
     @property
     def alpha_bar(self) -> Tensor:

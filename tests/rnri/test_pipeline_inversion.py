@@ -10,8 +10,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import rnri
+from rnri.editing import edit
 from rnri.image_batch import as_images
-from rnri.pipeline_inversion import psnr
+from rnri.pipeline_inversion import PipelineInversion, psnr
 
 pytestmark = pytest.mark.slow
 
@@ -34,6 +35,10 @@ def images(pipe):
 @pytest.fixture(scope="module")
 def inversion(pipe, images):
     return rnri.invert(pipe, images, PROMPTS, num_inference_steps=10, method="accelerated_8")
+
+
+def edit_first_image(inversion, pipe):
+    return edit(pipe, inversion[0], "a drawing of a dog")
 
 
 def to_tensor(image):
@@ -149,16 +154,48 @@ def test_a_nondeterministic_scheduler_is_reported(pipe, images):
         pipe.scheduler = scheduler
 
 
-def test_reconstruct_rejects_other_timesteps(pipe, inversion):
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"timestep_spacing": "trailing"}, "has timesteps other than the scheduler DDIMScheduler"),
+        ({"beta_schedule": "squaredcos_cap_v2"}, "has noise levels other than"),
+        ({"prediction_type": "v_prediction"}, "has a prediction_type other than"),
+    ],
+)
+@pytest.mark.parametrize("generate", [PipelineInversion.reconstruct, edit_first_image])
+def test_another_schedule_is_rejected(pipe, inversion, generate, setting, message):
     scheduler = pipe.scheduler
-    pipe.scheduler = DDIMScheduler.from_config(scheduler.config, timestep_spacing="trailing")
-    trailing = pipe.scheduler
+    pipe.scheduler = DDIMScheduler.from_config(scheduler.config, **setting)
+    other = pipe.scheduler
     try:
-        with pytest.raises(ValueError, match="has other timesteps than DDIMScheduler"):
-            inversion.reconstruct(pipe)
-        assert pipe.scheduler is trailing
+        with pytest.raises(ValueError, match=message):
+            generate(inversion, pipe)
+        assert pipe.scheduler is other
     finally:
         pipe.scheduler = scheduler
+
+
+def test_pipeline_of_another_dtype_regenerates_the_images(pipe, inversion):
+    expected = inversion.reconstruct(pipe)
+    pipe.to(torch.float64)
+    try:
+        regenerated = inversion.reconstruct(pipe)
+        edited = edit(pipe, inversion[0], PROMPTS[0]).reconstructions
+    finally:
+        pipe.to(torch.float32)
+    for image, other in ((expected[0], regenerated[0]), (expected[0], edited[0])):
+        assert np.abs(np.asarray(image, dtype=float) - np.asarray(other, dtype=float)).max() <= 1
+
+
+def test_seed_file_is_readable_by_others_and_follows_links(inversion, tmp_path):
+    link = tmp_path / "link.safetensors"
+    link.symlink_to(tmp_path / "target.safetensors")
+    inversion.save(link)
+    assert link.is_symlink() and (tmp_path / "target.safetensors").is_file()
+    (tmp_path / "plain.txt").write_text("")
+    assert link.stat().st_mode == (tmp_path / "plain.txt").stat().st_mode
+    with pytest.raises(ValueError, match=r"is a folder; pass the path of a file, such as .*seed.safetensors"):
+        inversion.save(tmp_path)
 
 
 @pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])

@@ -575,7 +575,9 @@ def test_blend_without_region_is_rejected(pipe):
         ([], {}, "must have an edited prompt"),
         (3, {}, "must have an edited prompt"),
         ("a dog", {"latents": 1}, "latents is determined by `inversion`"),
-        ("a dog", {"num_images_per_prompt": 2}, "num_images_per_prompt would change the number of images"),
+        ("a dog", {"num_images_per_prompt": 2}, "num_images_per_prompt is an argument of the pipeline that"),
+        ("a dog", {"return_dict": False}, "return_dict is an argument of the pipeline that edit does not support"),
+        ("a dog", {"ouput_type": "pt"}, "ouput_type is not an argument of StableDiffusionPipeline: did you mean outpu"),
     ],
 )
 def test_invalid_arguments(pipe, prompt, options, message):
