@@ -71,10 +71,10 @@ def write_report(
     """Write the report to ``run_dir`` and the loggers; return the rows of the results table.
 
     Args:
-        predictions: predicted labels of the classifiers of each method, by method name. The first method is the
-            baseline: the gain of a method is its accuracy minus the accuracy of the first method.
-        images: generated images of each method, by method name, with the labels that the evaluation classifier
-            predicts.
+        predictions: dict from the name of each method to the predicted labels of its classifiers. The first method is
+            the baseline: the gain of a method is its accuracy minus the accuracy of the first method.
+        images: dict from the name of each method to its generated images and the labels that the evaluation classifier
+            predicts for them.
         settings: settings of the experiment, which the report contains.
         references: number of real training images per class.
         seed: random seed of the bootstrap.

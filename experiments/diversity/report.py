@@ -122,8 +122,8 @@ def write_report(
     """Write tables and figures to ``run_dir`` and to the loggers; return one row of metrics per pipeline (arm).
 
     Args:
-        groups: images and metrics of each concept, by the name of the pipeline (arm). The order of the concepts is the
-            same for all pipelines.
+        groups: dict from the name of each pipeline (arm) to its images and metrics, one entry per concept. The order of
+            the concepts is the same for all pipelines.
         settings: all settings on which the results depend, which are stored with the results.
         seed: random seed of the bootstrap confidence intervals.
         step: step number with which the loggers record the results.

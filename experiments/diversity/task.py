@@ -91,8 +91,8 @@ class DiversityExperiment(ArmsExperiment):
     """The task of ``experiment=diversity``, whose table has one row per arm (compared pipeline).
 
     Args:
-        arms: the arms (compared pipelines) by name. For every arm except the first, the report contains the differences
-            of the metrics (this arm minus the first arm).
+        arms: dict from names to arms (compared pipelines). For every arm except the first, the report contains the
+            differences of the metrics (this arm minus the first arm).
         samples: number n of images per concept.
     """
 

@@ -207,9 +207,10 @@ def make_jobs(
 
     Args:
         models: the models with which every method is run.
-        methods: inversion methods by name. An image is edited in two ways: prompt swap generates an image from the
-            inverted seed with the target prompt, and an attention edit also reuses attention of the source image.
-        extra_methods: additional methods by name, with which an image is edited in only one way (edit method
+        methods: dict from names to inversion methods. An image is edited in two ways: prompt swap generates an image
+            from the inverted seed with the target prompt, and an attention edit also reuses attention of the source
+            image.
+        extra_methods: dict from names to additional methods, with which an image is edited in only one way (edit method
             ``native``). Editors (:class:`~rnri.editing.inversion_free.Editor`) edit without inversion, and inversion
             methods sample from the inverted seed with the target prompt.
         edits: the edits of the benchmark.

@@ -29,7 +29,7 @@ class EditingModule(LightningModule):
 
     Args:
         networks: the networks that compute the metrics.
-        units: dict from the ``folder_key`` of a job to the store for the results of the job.
+        units: dict from the ``folder_key`` of a job to the store (folder) for the results of the job.
         size: image size ``(H, W)`` in pixels for the reference methods, which have no model.
         min_psnr: the background of an edited image counts as preserved if its PSNR in dB is at least this value.
     """

@@ -70,9 +70,9 @@ class EditingExperiment(ResumableRun):
         steps: number of steps of both inversion and sampling: one number for all models, or a dict from model names to
             numbers.
         guidance: guidance scale of inversion and sampling.
-        methods: inversion methods by name. From each inverted seed, two edited images are sampled with the target
-            prompt: one without and one with attention of the source image.
-        extra_methods: additional methods by name, which do not use attention of the source image. Editors
+        methods: dict from names to inversion methods. From each inverted seed, two edited images are sampled with the
+            target prompt: one without and one with attention of the source image.
+        extra_methods: dict from names to additional methods, which do not use attention of the source image. Editors
             (:class:`~rnri.editing.inversion_free.Editor`) edit without inversion. Inversion methods sample from the
             inverted seed with the target prompt.
         prompt_to_prompt: edit method that reuses attention of the source image, for models with a U-Net.
@@ -268,9 +268,9 @@ class EditingExperiment(ResumableRun):
         print_estimate(len(self.jobs), nfe, seconds / processes, unit="batch", done=len(self.jobs) - len(pending))
 
     def units(self) -> dict[str, UnitStore]:
-        """Return a dict from ``EditJob.folder_key`` to the store for the results of the job.
+        """Return a dict from the ``folder_key`` of a job to the store (folder) for the results of the job.
 
-        Runs with different settings use different stores, so that their results are not mixed.
+        Runs with different settings use different stores, so that the results of the runs are not mixed.
         """
         return {
             job.folder_key: UnitStore(

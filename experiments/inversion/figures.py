@@ -28,7 +28,8 @@ def by_setting(rows: Rows) -> dict[str, list[Mapping[str, Any]]]:
     VAE's encoder (no decoder inversion). The prompt is the caption or empty. The inversion called the network.
 
     Returns:
-        The rows of each group, by the title of the group. The group with the largest number of steps is first.
+        A dict from the title of each group to the rows of the group. The group with the largest number of steps is
+        first.
     """
     settings: dict[str, list[Mapping[str, Any]]] = {}
     for row in sorted(rows, key=lambda row: (-(row["steps"] or 0), row["guidance"] or 0, row["prompt"])):

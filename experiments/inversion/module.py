@@ -36,7 +36,8 @@ class InversionModule(LightningModule):
 
     Args:
         networks: the text-to-image model and the networks that compute metrics.
-        units: dict from :func:`experiments.inversion.jobs.unit_name` of a job to the store for its results.
+        units: dict from :func:`experiments.inversion.jobs.unit_name` of a job to the store (folder) for the results of
+            the job.
         noise_seed: random seed of the noise from which images are generated.
         lpips: network that computes ST-LPIPS; None if ST-LPIPS is not computed.
     """

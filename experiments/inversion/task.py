@@ -63,7 +63,7 @@ class InversionExperiment(ResumableRun):
             ``clip`` is None, the CLIP score is not computed.
         classifier: folder, Hugging Face Hub id or timm model name of the classifier whose features define the
             perceptual distance. If ``classifier`` is None, the perceptual distance is not computed.
-        methods: the compared inversion methods by name.
+        methods: dict from names to the compared inversion methods.
         settings: the conditions under which the methods are compared, such as number of steps and guidance scale.
         images: maximum number of images, or ``all`` for all images of the data set.
         batch_size: number of images that are computed in one batch.
@@ -224,7 +224,10 @@ class InversionExperiment(ResumableRun):
         )
 
     def units(self) -> dict[str, UnitStore]:
-        """Return a dict from :func:`experiments.inversion.jobs.unit_name` of a job to the store for its results."""
+        """Return a dict from the ``unit_name`` of a job to the store (folder) for the results of the job.
+
+        The function :func:`experiments.inversion.jobs.unit_name` computes the ``unit_name``.
+        """
         shared = self.dependencies()
         return {
             unit_name(job): UnitStore(

@@ -196,7 +196,7 @@ class PretrainClassifier(TrainingTask):
 
 
 def load_in_order(network: nn.Module, path: str) -> None:
-    """Copy the tensors of the file ``path`` into ``network`` in their order, except the tensors of the head.
+    """Copy the tensors of the file ``path`` into ``network`` in the order of the file, except the tensors of the head.
 
     The names of the tensors are ignored, because libraries name the layers of the same network differently.
 
@@ -226,7 +226,7 @@ def load_in_order(network: nn.Module, path: str) -> None:
 
 @torch.no_grad()
 def accuracies(classifier: Classifier, unseen: Mapping[str, Dataset]) -> dict[str, float]:
-    """Return the accuracy in [0, 1] of ``classifier`` on each group of images in ``unseen``, by the name of the group.
+    """Return a dict from the name of each group of images in ``unseen`` to the accuracy of ``classifier`` in [0, 1].
 
     The returned dictionary also contains the accuracy on all groups together (``accuracy``) and the number of all
     images (``n``).

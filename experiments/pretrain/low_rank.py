@@ -44,7 +44,7 @@ class LowRank(nn.Module):
         self.frozen = _Frozen(network)
 
     def weights(self) -> dict[str, Tensor]:
-        """Return the weights ``W + B A``, by the names of the weights in the network."""
+        """Return a dict from the name of each updated weight in the network to its value ``W + B A``."""
         layers = zip(self.layers, self.down, self.up, strict=True)
         return {f"{name}.weight": self._base(name) + _product(up, down) for name, down, up in layers}
 

@@ -50,7 +50,7 @@ REAL = "real"
 
 
 class ExperimentStage(Protocol):
-    """One part of an experiment, such as the generation of images, whose results are cached on disk."""
+    """One part of an experiment, such as the generation of images. The results of a stage are cached on disk."""
 
     @property
     def num_units(self) -> int: ...
@@ -81,7 +81,7 @@ class ArmsExperiment(ResumableRun, ABC):
         classifier: folder, Hugging Face Hub id or timm model name of the evaluation classifier.
         second_classifier: folder, Hugging Face Hub id or timm model name of a second evaluation classifier, whose
             accuracy is a column of the results; None if one classifier is enough.
-        arms: the compared arms (pipelines) by name, in the order of the table.
+        arms: dict from names to the compared arms (pipelines), in the order of the table.
         steps: number of steps of inversion and of sampling. Both use the same number, because an inverted seed
             regenerates its image only with the schedule of the inversion.
         samples: number of generated images per concept.

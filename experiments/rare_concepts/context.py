@@ -22,7 +22,7 @@ class RunContext:
     """The loaded inputs and the settings that are common to all stages of a run.
 
     Attributes:
-        arms: the compared arms (pipelines) by name, in the order of the table.
+        arms: dict from names to the compared arms (pipelines), in the order of the table.
         concepts: the selected concepts with their reference images.
         networks: the text-to-image model, CLIP and the evaluation classifier.
         run_dir: folder of the results and the cached images.

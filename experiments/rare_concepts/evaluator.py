@@ -58,7 +58,8 @@ class Evaluator:
     Attributes:
         context: inputs and settings of the run.
         real: real images for FID and KID, resized to the size of the generated images.
-        labeled_real_images: real images of each concept, without its reference images, by the name of the concept.
+        labeled_real_images: dict from the name of each concept to real images of the concept that are not reference
+            images.
         other_concepts: additional concepts whose reference images are used to compute the distance below which a
             generated image counts as a copy.
         extractor: network that computes the features for FID and KID; None: the evaluation classifier computes the
@@ -75,7 +76,7 @@ class Evaluator:
     sscd: Sscd | None = None
 
     def arms(self) -> dict[str, ClassifiedImages]:
-        """Classify and score the generated images of every arm (pipeline), and return them by the name of the arm."""
+        """Classify and score the generated images; return a dict from the name of each arm (pipeline) to its images."""
         units = {arm: self.context.units(arm) for arm in self.context.arms}
         scores: dict[str, list[list[ImageScore | None]]] = {arm: [] for arm in units}
         detections: dict[str, list[CopyDetection | None]] = {arm: [] for arm in units}

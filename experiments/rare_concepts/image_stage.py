@@ -31,7 +31,10 @@ bucket ``total`` contains all concepts. The function returns None if the table h
 
 
 def method_and_bucket(arm: str, bucket: str) -> dict[str, Any]:
-    """Return the columns that identify a row of a table with one row per method and bucket (group of concepts)."""
+    """Return the columns that identify a row of the table, which has one row per method and bucket.
+
+    A bucket is a group of concepts of similar frequency.
+    """
     return {"method": arm, "bucket": bucket}
 
 

@@ -92,7 +92,7 @@ def write_report(
 
     Args:
         run_dir: folder of the run.
-        arms: classified images of each arm (pipeline), by the name of the arm.
+        arms: dict from the name of each arm (pipeline) to its classified images.
         real: the real images that generated images are compared with.
         settings: the settings on which the results depend.
         loggers: loggers of the run.

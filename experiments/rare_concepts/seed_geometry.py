@@ -65,7 +65,7 @@ def cell_key(cells: Mapping[str, tuple[str, str]], arm: str, bucket: str) -> dic
     """Return the columns that identify the table row of an arm (pipeline) and a bucket (group of concepts).
 
     Args:
-        cells: the inversion method and the operation on seeds of each arm, by the name of the arm.
+        cells: dict from the name of each arm to its inversion method and its operation on seeds.
         arm: name of the arm.
         bucket: name of the bucket.
     """
@@ -78,8 +78,9 @@ class SeedGeometryExperiment(ArmsExperiment):
     """The task of ``experiment=interpolation`` and ``experiment=centroids``.
 
     Args:
-        inversions: the compared inversion methods by name.
-        operations: functions by name that compute new seeds from the inverted seeds of a concept (:mod:`nao.seeds`).
+        inversions: dict from names to the compared inversion methods.
+        operations: dict from names to functions that compute new seeds from the inverted seeds of a concept
+            (:mod:`nao.seeds`).
         guidance: guidance scale of inversion and sampling.
         paper: rows of Table 2 of the RNRI paper, which the report shows below the rows of this experiment.
     """
@@ -94,7 +95,7 @@ class SeedGeometryExperiment(ArmsExperiment):
         self.arms = {name: self._arm(*cell) for name, cell in self._cells().items()}
 
     def _cells(self) -> dict[str, tuple[str, str]]:
-        """Return the inversion method and the operation on seeds of each arm (pipeline), by the name of the arm."""
+        """Return a dict from the name of each arm (pipeline) to its inversion method and its operation on seeds."""
         return {
             f"{inversion}, {name}": (inversion, name) for inversion, name in product(self.inversions, self.operations)
         }

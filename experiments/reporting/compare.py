@@ -1,7 +1,8 @@
 """Compare finished runs: ``python -m experiments.reporting.compare RUN_A RUN_B [RUN_C ...] [--html FILE]``.
 
 The arguments are the folders of finished runs (``run_dir``). The command prints a Markdown table with the metrics of
-all runs and their differences to the first run. The table contains the rows that all runs have in common.
+all runs and the differences between the runs (run minus first run). The table contains the rows that all runs have in
+common.
 """
 
 from __future__ import annotations

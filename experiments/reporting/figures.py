@@ -115,7 +115,7 @@ def error_lengths(row: Mapping[str, Any], name: str, scale: float = 1.0) -> tupl
     negative because of rounding errors is set to 0.
 
     Args:
-        row: the values and the ends of error bars, by the name of the column.
+        row: dict from column name to value, including the ends of error bars.
         name: name of the column with the value.
         scale: factor by which the value and the ends are multiplied.
     """
@@ -133,7 +133,7 @@ def point(axis: Axes, row: Mapping[str, Any], x: str, y: str, **style: Any) -> N
 
     Args:
         axis: axes of the plot.
-        row: values by the name of the column.
+        row: dict from column name to value.
         x: name of the column with the x coordinate.
         y: name of the column with the y coordinate.
         **style: keyword arguments of matplotlib, such as the color and the marker.
@@ -274,10 +274,10 @@ def save_figures(run_dir: Path, figures: Mapping[str, Callable[[], Figure]]) -> 
 
     Args:
         run_dir: folder of the run.
-        figures: functions that draw a figure, by the name of the figure.
+        figures: dict from the name of each figure to the function that draws the figure.
 
     Returns:
-        The PNG files by the names of the figures in the loggers.
+        A dict from the name of each figure in the loggers to its PNG file.
 
     Raises:
         CannotWrite: a file of a figure cannot be written.

@@ -90,11 +90,11 @@ def html_report(
     Args:
         title: heading of the report.
         command: command line of the run.
-        versions: version of each package, by the name of the package.
+        versions: dict from the name of each package to its version.
         tables: the tables of the results.
         details: additional tables below the figures, which are hidden until the reader clicks on their titles.
         thumbnails: groups of small images.
-        figures: PNG file of each figure, by the name of the figure.
+        figures: dict from the name of each figure to its PNG file.
         notes: sentences below the tables.
     """
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)

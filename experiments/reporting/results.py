@@ -41,13 +41,15 @@ class Report:
         settings: settings of the run, which are written to ``results.json``.
         samples: measured values of each image, one row per image.
         tables: tables with at most seven columns, which are printed and written to ``table.md`` and ``table.tex``.
-        figures: functions that draw a figure, by the path of the figure in the run's folder, without file extension.
+        figures: dict from the path of each figure, relative to the run's folder and without file extension, to the
+            function that draws the figure.
         notes: sentences below the tables. :func:`equal_rows` adds a sentence if different methods have equal metrics.
         identity: columns whose values identify a row of ``rows``, and are part of the keys of logged metrics.
         values: columns of ``rows`` that :mod:`experiments.reporting.compare` compares between runs.
         bounds: names in the column ``method`` that are not methods, but upper bounds or real images.
         extra_sections: additional top-level entries of ``results.json``.
-        extra_tables: additional tables by name, which are written to ``NAME.csv`` and uploaded to loggers.
+        extra_tables: dict from name to rows of additional tables, which are written to ``NAME.csv`` and uploaded to
+            loggers.
         details: tables at the end of ``report.html``.
         thumbnails: function that returns the groups of images in ``report.html``.
 
@@ -226,8 +228,8 @@ def log_media(loggers: Sequence[Logger], tables: Mapping[str, Rows], figures: Ma
 
     Args:
         loggers: loggers of the run; loggers other than W&B, TensorBoard and MLflow are ignored.
-        tables: rows of each table, by the name of the table.
-        figures: PNG file of each figure, by the name of the figure.
+        tables: dict from the name of each table to its rows.
+        figures: dict from the name of each figure to its PNG file.
     """
     for logger in loggers:
         if isinstance(logger, WandbLogger):

@@ -153,7 +153,10 @@ class Run:
         return pd.DataFrame(rows, columns=["prompt", "inverter", "image", "path"])
 
     def reference_seeds(self, concept: str) -> dict[str, Tensor]:
-        """Return the inverted seeds ``[R,C,h,w]`` of the R reference images of a concept, by inversion method."""
+        """Return the inverted seeds of the R reference images of a concept.
+
+        The returned dict maps the name of each inversion method to a tensor ``[R,C,h,w]``.
+        """
         prompts = set(self.units[self.units.concept == concept].prompt)
         seeds = self.inverted_seeds
         seeds = seeds[seeds.prompt.isin(prompts)]

@@ -65,7 +65,7 @@ def read_sweep(folder: Path, keys: Sequence[str]) -> pd.DataFrame:
 
 
 def _sort_key(value: object) -> tuple[bool, float, str]:
-    """Return the sort key of a config value, by which numbers come before strings."""
+    """Return the sort key of a config value. The sort keys of numbers precede the sort keys of strings."""
     is_number = isinstance(value, int | float)
     return not is_number, value if is_number else 0, "" if is_number else str(value)
 
@@ -235,7 +235,7 @@ def _records(rows: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _groups(table: pd.DataFrame, others: Sequence[str]) -> dict[str, pd.DataFrame]:
-    """Return the rows of each curve of the figure, by the label of the curve in the legend."""
+    """Return a dict from the legend label of each curve in the figure to the rows of the curve."""
     identity = [name for name in (*IDENTITY, *others) if name in table and table[name].nunique() > 1]
     if not identity:
         return {"": table}

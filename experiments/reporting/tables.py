@@ -159,8 +159,8 @@ def markdown_table(rows: Rows, columns: Mapping[str, str]) -> str:
     """Format rows as a Markdown table, in which a missing value is shown as a dash.
 
     Args:
-        rows: values of each row, by the key of the column.
-        columns: head of each column, by the key of the column.
+        rows: the rows, as dicts from column key to value.
+        columns: dict from column key to column head.
     """
     lines = ["| " + " | ".join(columns.values()) + " |", "|" + "---|" * len(columns)]
     lines += ["| " + " | ".join(_cell(row.get(key)) for key in columns) + " |" for row in rows]

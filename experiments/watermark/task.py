@@ -60,10 +60,11 @@ class WatermarkExperiment(ResumableRun):
         source: data set that the prompts are read from.
         concepts, buckets: the concepts whose prompts are used, see :func:`experiments.data.concepts.select_concepts`.
         model: function that loads the text-to-image model on the device ``device``.
-        methods: seed-only inversion methods by name, which regenerate an image from the seed alone. The methods of
-            ``rnri.METHODS`` are added with their default settings, except for methods whose names are in ``methods``.
+        methods: dict from names to seed-only inversion methods, which regenerate an image from the seed alone. The
+            methods of ``rnri.METHODS`` are added with their default settings, except for methods whose names are in
+            ``methods``.
         settings: the conditions under which the methods are compared, such as numbers of steps and sampler.
-        attacks: attacks by name. The name ``none`` is reserved for images without an attack.
+        attacks: dict from names to attacks. The name ``none`` is reserved for images without an attack.
         watermarks: settings of the watermarks, such as the length of the message.
         forgery: how watermarks are forged without their keys; if None, no watermark is forged.
         forgery_method: inversion method for forging watermarks and for reading watermarks from forged images.
@@ -287,7 +288,7 @@ class WatermarkExperiment(ResumableRun):
         )
 
     def units(self) -> dict[str, UnitStore]:
-        """Return a dict from the attribute ``store`` of a job to the store for its results."""
+        """Return a dict from the attribute ``store`` of a job to the store (folder) for the results of the job."""
         shared = self.dependencies()
         stores = {
             job.store: UnitStore(
