@@ -12,7 +12,7 @@ from rnri.tables import first_caption, read_columns
 from rnri.validation import ConfigError
 
 TABLES = (".csv", ".tsv", ".jsonl")
-"""File suffixes of tables of captions."""
+"""File suffixes of caption tables (tables with the names of image files and their captions)."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ def read_captions(
     Args:
         source: an image file; a folder of images, each with its caption in a text file of the same name (``photo.txt``
             next to ``photo.jpg``); or a table of images and captions (``.csv``, ``.tsv`` or ``.jsonl``).
-        prompt: prompt of the image file; None for a folder or a table, which contains its own prompts.
-        edit: edited prompt of all images that have no edited prompt in the table; None means that these images are not
-            edited.
+        prompt: prompt of the image file; None for a folder or a table, which contains the prompts of its images.
+        edit: edited prompt of all images that have no edited prompt in the table. With None, images without an edited
+            prompt in the table are not edited.
         images: folder of the image files of a table; None means the folder that contains the table.
         columns: names of the table's columns with the image files, the prompts and the edited prompts; the last name is
             None if the table has no edited prompts.
@@ -59,15 +59,15 @@ def read_captions(
     elif source.is_dir():
         files = _from_folder(source)
     elif not source.is_file():
-        raise ConfigError("source", f"{source} is neither a file nor a folder.")
+        raise ConfigError("source", f"{source} is neither a file nor a folder; choose an image, folder or table.")
     elif prompt is None:
         raise ConfigError("prompt", f"must be given for the image {source}.")
     else:
         return [CaptionedFile(source, prompt, edit)]
     if prompt is not None:
-        raise ConfigError("prompt", f"must not be given for {source}, which has a prompt for every image.")
+        raise ConfigError("prompt", f"got a prompt for {source}, which has a prompt for every image; omit the prompt.")
     if not files:
-        raise ConfigError("source", f"{source} contains no image with a caption.")
+        raise ConfigError("source", f"{source} contains no image with a caption; choose another source.")
     return [CaptionedFile(file.path, file.prompt, file.edit or edit) for file in files]
 
 
@@ -84,7 +84,7 @@ def _from_folder(folder: Path) -> list[CaptionedFile]:
 
 
 def read_table(path: Path, columns: Mapping[str, str]) -> Iterator[tuple[str, str, list[str]]]:
-    """Yield, for each row of a table of captions, its position (such as "row 3"), its image file name and its texts.
+    """Yield each row of a caption table as its position (such as "row 3"), its image file name and its texts.
 
     Args:
         path: table in a format of ``TABLES``.
@@ -99,7 +99,7 @@ def read_table(path: Path, columns: Mapping[str, str]) -> Iterator[tuple[str, st
     column = next(iter(columns.values()))
     for place, (name, *texts) in read_columns(path, columns):
         if not isinstance(name, str) or not name:
-            raise ValueError(f"{path}: the column {column!r} has {name!r} in {place}: give a file name.")
+            raise ValueError(f"{path}: the column {column!r} has {name!r} in {place}: write the name of an image file.")
         yield place, name, [first_caption(text, f"{path}: {place}") for text in texts]
 
 

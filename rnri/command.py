@@ -60,9 +60,9 @@ def run(source: Path, prompt: str | None, edit: str | None, options: Options) ->
     for method in options.methods:
         if method not in METHODS:
             reason = "needs more tensors than a seed to reconstruct images" if method in ALL_METHODS else "is unknown"
-            raise ConfigError("--methods", f"{method!r} {reason}; choose among {', '.join(METHODS)}.")
+            raise ConfigError("--methods", f"{method!r} {reason}; choose one of {', '.join(METHODS)}.")
     if options.batch_size < 1:
-        raise ConfigError("--batch-size", f"must be at least 1, got {options.batch_size}.")
+        raise ConfigError("--batch-size", f"must be at least 1 image per batch, got {options.batch_size}.")
     files = _read(source, prompt, edit, options)
     if options.out.exists() and not options.out.is_dir():
         raise ConfigError("--out", f"{options.out} is not a folder; choose another path.")
@@ -178,7 +178,7 @@ def _row(method: str, inversions: Sequence[PipelineInversion]) -> tuple[str, ...
 
 
 def _mean(values: Tensor) -> str:
-    """Return the mean of ``values [B]``, with the half width of its 95 % confidence interval if B > 1."""
+    """Return the mean of ``values [B]`` as text, with the half width of its 95 % confidence interval if B > 1."""
     mean = f"{float(values.mean()):.1f}"
     if len(values) == 1:
         return mean

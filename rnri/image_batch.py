@@ -29,7 +29,7 @@ def as_images(images: Images, image_size: tuple[int, int] | None, fit: Fit = "cr
         images: one image, a list of images, or a batch of arrays or tensors; see :func:`rnri.api.invert`.
         image_size: height and width of the model's images in pixels; None for ``fit="exact"``, which ignores
             ``image_size``.
-        fit: how images of another size are fitted to ``image_size``; see :func:`rnri.api.invert`.
+        fit: how an image is resized if its size is not ``image_size``; see :func:`rnri.api.invert`.
 
     Raises:
         ValueError: an image is damaged, has an unsupported type or shape, or has values outside [0, 1]; the gray level

@@ -27,7 +27,7 @@ from rnri.validation import ConfigError, dataclass
 NFE_PER_BACKWARD = 2
 """Assumed cost of one backward pass, in network evaluations."""
 FIRST_ANCHORED_STEP = 2
-"""Index of the first inversion step in which SelFix extrapolates the trajectory, as in the authors' code."""
+"""Index (from 0) of the first inversion step in which SelFix extrapolates the trajectory, as in the authors' code."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +50,8 @@ class Inversion:
         solved: bool ``[N,B]``, whether the inversion step converged or is exact by construction.
         seed_only: whether ``seed``, without ``aux``, is sufficient to reconstruct the image with the same predictor and
             schedule.
-        aux: further tensors that the method needs for reconstruction; the first dimension of each tensor is the batch.
+        aux: tensors that the method needs for reconstruction in addition to ``seed``; the first dimension of each
+            tensor is the batch.
     """
 
     seed: Tensor
@@ -114,8 +115,8 @@ class Inverter(ABC):
     ) -> Inversion:
         """Return the seeds of the clean latents ``z0 [B,C,h,w]``.
 
-        After each inversion step ``k`` (0 is the cleanest), ``on_step(k, z)`` is called with the latents
-        ``z [B,C,h,w]`` at the noisier end of this step.
+        After each inversion step ``k`` (step 0 starts at the clean latent), ``on_step(k, z)`` is called with the
+        latents ``z [B,C,h,w]`` at the noisier end of this step.
         """
 
     @abstractmethod
@@ -171,24 +172,25 @@ class ImplicitInverter(Inverter):
     Attributes:
         solver: solves the equation of each inversion step.
         initial_guess: the latent at which the solver starts in inversion step ``k``. ``plain`` is the latent ``z_s`` at
-            the cleaner end of the step (RNRI, Eq. 8). ``scaled`` is ``A z_s``, which equals the plain guess in the
-            coordinates ``z / alpha`` of diffusers' Euler schedulers. ``extrapolated`` is
+            the cleaner end of the step (RNRI, Eq. 8). ``scaled`` is ``A z_s``, which is the guess ``plain`` for latents
+            ``z / alpha``, scaled as in diffusers' ``EulerDiscreteScheduler``. ``extrapolated`` is
             ``A z_s + B (2 eps_{k-1} - eps_{k-2})`` with the noise predictions ``eps_{k-1}`` and ``eps_{k-2}`` of the
             last two inversion steps. ``fitted`` is ``A z_s + B (eps_{k-1} + beta (eps_{k-1} - eps_{k-2}))``. The factor
-            ``beta`` in [0, 1.5] is fitted for each sample: it is the factor that would have been best in the previous
-            inversion step. In the third inversion step, which has only two previous predictions, ``beta`` is 1/2. With
-            ``extrapolated`` and ``fitted``, the first inversion step starts at ``z_s``, and the second inversion step
-            starts at ``A z_s + B eps_0``. The noise predictions of previous steps are computed from the solutions of
-            these steps, without network evaluations. With large steps or strong guidance, ``extrapolated`` overshoots.
+            ``beta`` in [0, 1.5] is fitted for each sample: with this factor, the extrapolation in the previous
+            inversion step would have predicted ``eps_{k-1}`` with the smallest squared error. In the third inversion
+            step, which has only two previous predictions, ``beta`` is 1/2. With ``extrapolated`` and ``fitted``, the
+            first inversion step starts at ``z_s``, and the second inversion step starts at ``A z_s + B eps_0``. The
+            noise predictions of previous steps are computed from the solutions of these steps, without network
+            evaluations. With large steps or strong guidance, the guess ``extrapolated`` overshoots the solution.
         allocation: how the network evaluations, ``solver.iterations`` per step on average, are distributed over the
             inversion steps. With ``uniform``, every step has at most ``solver.iterations`` evaluations. With
             ``by_difficulty``, the number of evaluations of a step is proportional to the expected difficulty of the
             step (:mod:`rnri.solvers.budget`). Unlike with ``uniform``, evaluations that a sample does not use in one
             step become available to the later steps of the sample. A step without evaluations uses its extrapolated
             initial guess as the solution. As long as evaluations remain, a step has at least one evaluation if its
-            initial guess is not extrapolated or if the fitted ``beta`` is 0. On a GPU, reading ``beta`` would make the
-            CPU wait. Solvers with ``needs_no_wait`` therefore do not read ``beta``, and a sample with ``beta`` 0 may
-            get its evaluation in a later step instead.
+            initial guess is not extrapolated or if the fitted ``beta`` is 0. On a GPU, reading ``beta`` would
+            synchronize the CPU with the GPU. For solvers with ``needs_no_wait``, ``beta`` is therefore not read, and a
+            sample with ``beta`` 0 may get its evaluation in a later step instead.
         parameterization: the prediction (noise, velocity or clean latent) that an update of the fixed-point iteration
             keeps constant, see :mod:`rnri.solvers.parameterization`. The residual and the tolerance are defined in the
             same way for every parameterization. With two evaluations per step, ``native`` has the smallest measured
@@ -281,12 +283,12 @@ class ImplicitInverter(Inverter):
         if nfe < min_nfe:
             raise ValueError(
                 f"{type(solver).__name__} needs at least {min_nfe} network evaluations per step, got {nfe}; with fewer "
-                "evaluations it equals DDIM inversion or the fixed-point iteration: choose method ddim or aidi."
+                "evaluations the solver equals DDIM inversion or the fixed-point iteration: choose method ddim or aidi."
             )
         return replace(self, solver=solver)
 
     def guess(self, problem: ImplicitStep, history: PredictionHistory) -> Tensor:
-        """Return the initial guess ``[B,C,h,w]`` of the equation ``problem``, as ``initial_guess`` determines.
+        """Return the initial guess ``[B,C,h,w]`` for the root of ``problem``; ``initial_guess`` selects the formula.
 
         ``history`` contains the network's predictions in previous inversion steps, which the guesses ``extrapolated``
         and ``fitted`` use.
@@ -302,8 +304,8 @@ class ImplicitInverter(Inverter):
 
         Only an extrapolated initial guess can replace a network evaluation. With a fitted ``beta`` of 0, the guess is
         not extrapolated, because it only repeats the last prediction (:class:`PredictionHistory` defines ``beta``). On
-        a GPU, reading ``beta`` would make the CPU wait. Therefore, with a solver that otherwise needs no wait, the mask
-        is True for all samples.
+        a GPU, reading ``beta`` would synchronize the CPU with the GPU. Therefore, with a solver that otherwise needs no
+        synchronization, the mask is True for all samples.
         """
         if self.initial_guess in ("plain", "scaled") or len(history) < 2:
             return torch.zeros(batch_size, dtype=torch.bool)
@@ -359,7 +361,7 @@ def _with_rows(table: Tensor, rows: Tensor, values: Tensor) -> Tensor:
 def with_measured_residuals(
     inversion: Inversion, path: Sequence[Tensor], predictor: NoisePredictor, schedule: Schedule, *, tolerance: float
 ) -> Inversion:
-    """Return ``inversion`` with the residuals of the latents in ``path``, and with ``solved`` updated accordingly.
+    """Return ``inversion`` with the residuals of the latents in ``path``; ``solved`` is computed from these residuals.
 
     Some methods store the residual of the iterate before the returned latent in ``Inversion.residuals``. Therefore this
     function evaluates the network at the latents of all inversion steps that are not marked as solved. The predictor

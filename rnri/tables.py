@@ -50,7 +50,7 @@ def read_columns(path: Path, columns: Mapping[str, str]) -> Iterator[tuple[str, 
     """
     readers = {".csv": _read_cells, ".tsv": _read_cells, ".jsonl": _read_json_lines}
     if path.suffix.lower() not in readers:
-        raise ValueError(f"{path} ends in {path.suffix!r}: captions are read from .csv, .tsv and .jsonl files.")
+        raise ValueError(f"{path} ends in {path.suffix!r}: save the table of captions as .csv, .tsv or .jsonl.")
     return readers[path.suffix.lower()](path, columns)
 
 
@@ -87,7 +87,7 @@ def _read_json_lines(path: Path, columns: Mapping[str, str]) -> Iterator[tuple[s
         ) from None
     for number, row in rows:
         if not isinstance(row, dict):
-            raise ValueError(f"{path} has {row!r:.60} in line {number}: give one JSON object per line.")
+            raise ValueError(f"{path} has {row!r:.60} in line {number}: write one JSON object per line.")
     names = dict.fromkeys(name for _, row in rows for name in row)
     for column in columns.values():
         _position(path, list(names), column, columns)
@@ -107,7 +107,7 @@ def first_caption(captions: Any, place: str) -> str:
     """
     for caption in captions if isinstance(captions, list) else [captions]:
         if not isinstance(caption, str | None):
-            raise ValueError(f"{place} has the caption {caption!r:.60}: a caption must be a string.")
+            raise ValueError(f"{place} has the caption {caption!r:.60}, which is not a string: write a string.")
         if caption and caption.strip():
             return caption.strip()
     return ""

@@ -65,7 +65,9 @@ class WatermarkReading:
             ValueError: the watermark has no message.
         """
         if self.bits is None:
-            raise ValueError("messages: requires a watermark with a message, such as GaussianShading.")
+            raise ValueError(
+                "messages: the watermark has no message; use a watermark with a message, such as GaussianShading."
+            )
         return [np.packbits(bits.numpy()).tobytes() for bits in self.bits]
 
 
@@ -231,13 +233,13 @@ class TreeRing(Watermark):
         return WatermarkReading(p_value=torch.from_numpy(np.asarray(p_value)).masked_fill(~finite, 1.0))
 
     def _rings(self, latents: Tensor, *, half: bool) -> tuple[Tensor, Tensor]:
-        """Return the number of the ring of each Fourier coefficient, and the value of each ring.
+        """Return the index of the ring that contains each Fourier coefficient, and the value of each ring.
 
         Args:
             half: whether only one coefficient of each pair of conjugate coefficients belongs to a ring.
 
         Returns:
-            The ring numbers, int64 ``[h,w]``, from 1 to R for R rings, and 0 for a coefficient outside all rings; and
+            The ring indices, int64 ``[h,w]``, from 1 to R for R rings, and 0 for a coefficient outside all rings; and
             the ring values, float64 ``[R]``.
         """
         channels, height, width = _check_latents(latents).shape
@@ -305,7 +307,7 @@ def read(mark: Watermark, inversion: PipelineInversion | Tensor) -> WatermarkRea
 
 
 def _check_latents(latents: Tensor) -> Tensor:
-    """Return the first of ``latents [B,C,h,w]``.
+    """Check the shape of ``latents [B,C,h,w]``, and return the first latent ``[C,h,w]``.
 
     Raises:
         ValueError: ``latents`` does not have four dimensions or is empty.

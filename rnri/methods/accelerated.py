@@ -25,8 +25,9 @@ def anderson_inverter(
     error. In each inversion step, the solver starts from the initial guess ``fitted`` (see ``ImplicitInverter``), which
     extrapolates the noise predictions of previous steps. Steps in which the iteration is expected to converge slowly
     get more network evaluations than other steps (see :mod:`rnri.solvers.budget`). A sample is removed from the batch
-    as soon as its residual is at most ``tolerance``. The default tolerance is smaller than the 1e-4 of the RNRI paper
-    (appendix G), because the sampler magnifies the remaining residual up to a thousandfold under strong guidance.
+    as soon as its residual is at most ``tolerance``. The default tolerance is smaller than the tolerance of the RNRI
+    paper (1e-4, appendix G), because the sampler magnifies the remaining residual up to a thousandfold under strong
+    guidance.
 
     Args:
         nfe_per_step: mean number of network evaluations per inversion step.

@@ -41,12 +41,13 @@ class Ancestral(ImplicitInverter):
 
     With ``correct_noise``, the noise of every step is replaced after the inversion by the noise with which the
     sampler's step leads exactly from ``z_t`` to ``z_s``, as in ReNoise (Garibi et al. 2024, arXiv 2403.14602). The
-    noise correction needs one network evaluation per step. The noise correction cannot remove the error of a last step
-    to ``sigma_s = 0``, because this step adds no noise.
+    noise correction needs one network evaluation per step. If the last step ends at noise level ``sigma_s = 0``, the
+    noise correction cannot remove the error of this step, because this step adds no noise.
 
     All images of a batch use the same noise, so that the result of an image in float32 does not depend on the other
     images of the batch. ``Inversion.residuals`` is NaN, because residuals are defined by the step equation of the
-    deterministic sampler. ``Inversion.solved`` marks the inversion steps that reached the solver's tolerance.
+    deterministic sampler. ``Inversion.solved`` marks the inversion steps whose residual is at most the ``tolerance`` of
+    the solver.
 
     Attributes:
         correct_noise: whether the stored noise is corrected after the inversion.

@@ -45,7 +45,7 @@ class TwoStepSampler(Inverter):
     def coefficients(self, levels: Levels) -> tuple[float, float, float]:
         """Return the coefficients of the step ``z_{j-1} = c_far z_{j+1} + c_mid z_j + c_y y(z_j)``.
 
-        ``levels`` contains the noise levels ``j - 1``, ``j`` and ``j + 1``.
+        ``levels`` contains the noise levels with the indices ``j - 1``, ``j`` and ``j + 1``.
 
         Returns:
             The tuple ``(c_far, c_mid, c_y)``.

@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 class DecoderInversion:
     """Minimizes ``||D(z) - x||^2`` with Adam, starting from ``z = E(x)`` (Hong et al. 2024, arXiv 2311.18387).
 
-    ``E`` is the encoder and ``D`` the decoder of the VAE. Decoder inversion reduces the VAE bound, which is the error
-    that encoding and decoding add to every inversion. The learning rate rises linearly over ``warmup`` iterations and
-    then decays like a cosine to 0. For each image, the iterate with the smallest loss is returned, so that the loss is
-    never larger than the loss of the encoder's latent. Decoder inversion computes a latent, not a seed; an inversion
-    method then inverts this latent.
+    ``x`` is the image, ``E`` is the VAE's encoder, ``D`` is the VAE's decoder, and ``z`` is the optimized latent.
+    Decoder inversion reduces the VAE bound, which is the error that encoding and decoding add to every inversion. The
+    learning rate rises linearly over ``warmup`` iterations and then decays like a cosine to 0. For each image, the
+    iterate with the smallest loss is returned, so that the loss is never larger than the loss of the encoder's latent.
+    Decoder inversion computes a latent, not a seed; an inversion method then inverts this latent.
 
     Attributes:
-        iterations: number of Adam iterations; 0 returns the encoder's latents.
+        iterations: number of Adam iterations; with 0 the encoder's latents are returned.
         learning_rate: maximum learning rate; the default is meant for latents of about unit variance.
         warmup: number of iterations in which the learning rate rises to its maximum.
     """

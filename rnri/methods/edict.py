@@ -33,8 +33,8 @@ class EDICT(Inverter):
     ``A`` and ``B`` of the DDIM step. The last two equations of a step are called the mixing. As in the authors' code,
     every second step, counted from the noisy end, computes ``y'`` before ``x'``; the mixing computes ``x`` first in all
     steps. Sampling and inversion both count the steps from the noisy end. An inversion step therefore uses the order of
-    the sampling step that it reverses, for even and odd numbers of steps. Diffusers' community pipeline of
-    EDICT counts the inversion steps from the clean end, so that it can invert only an even number of steps.
+    the sampling step that it reverses, for even and odd numbers of steps. Diffusers' community pipeline of EDICT counts
+    the inversion steps from the clean end, so that it can invert only an even number of steps.
 
     The inversion is computed in float64, because inverting the mixing divides by ``p`` twice per step, which magnifies
     rounding errors. With ``p = 0.93`` and 50 steps, rounding errors are magnified by 0.93^-100, about 1,400. The final

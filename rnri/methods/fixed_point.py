@@ -33,5 +33,5 @@ def aidi_a() -> ImplicitInverter:
 
 @register_method("aidi_e", paper=AIDI, source=NO_CODE)
 def aidi_e() -> ImplicitInverter:
-    """Return AIDI with its "empirical" acceleration, which averages the last two values of the fixed-point map."""
+    """Return AIDI with its "empirical" acceleration, which averages the last two values ``f(z)`` of the iteration."""
     return ImplicitInverter(AveragedFixedPoint())

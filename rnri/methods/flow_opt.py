@@ -49,7 +49,7 @@ class FlowOpt(Inverter):
 
     @property
     def nfe_per_step(self) -> float:
-        """Number of network evaluations per step, without the one evaluation at the start of the initial inversion."""
+        """Number of network evaluations per step, not counting the evaluation before the first step of Uni-Inv."""
         return 1.0 + self.iterations
 
     def with_nfe(self, nfe: int) -> FlowOpt:
@@ -62,8 +62,8 @@ class FlowOpt(Inverter):
         """
         if nfe < 2:
             raise ValueError(
-                f"FlowOpt needs at least 2 network evaluations per step, got {nfe}; with fewer evaluations it equals "
-                "Uni-Inv: choose method uni_inv."
+                f"FlowOpt needs at least 2 network evaluations per step, got {nfe}; with one evaluation per step, "
+                "FlowOpt equals Uni-Inv: choose method uni_inv."
             )
         return replace(self, iterations=nfe - 1)
 

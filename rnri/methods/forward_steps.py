@@ -1,4 +1,4 @@
-"""TABA: adds random noise instead of computing the cleanest inversion steps; any method computes the other steps."""
+"""TABA: random noise replaces the inversion steps with the least noise; any method computes the other steps."""
 
 from __future__ import annotations
 
@@ -20,13 +20,15 @@ from rnri.validation import RandomSeed, dataclass
 
 @dataclass(frozen=True)
 class ForwardSteps(InverterWrapper):
-    """TABA (Staniszewski et al. 2024, arXiv 2410.23530): random noise replaces the cleanest inversion steps.
+    """TABA (Staniszewski et al. 2024, arXiv 2410.23530): random noise replaces the first inversion steps.
 
-    The latent after the ``k`` replaced steps is ``z_k = alpha_k z_0 + sigma_k n`` with the clean latent ``z_0`` and
-    random noise ``n``. ``inverter`` inverts ``z_k`` with the remaining steps. Inverters with the solvers ``GNRI``,
-    ``RNRISign`` and ``ReNoise`` with regularization are rejected, because these solvers need the clean latent.
-    The authors use DDIM inversion and replace 2 or 3 of 50 or 100 steps. The replaced steps need no network evaluation.
-    The reconstruction is not exact, because the sampler does not use the noise ``n``.
+    The inversion runs from clean to noisy, and its first ``k`` steps, which have the least noise, are replaced. The
+    latent after these steps is ``z_k = alpha_k z_0 + sigma_k n`` with the clean latent ``z_0``, random noise ``n``, and
+    the signal level ``alpha_k`` and noise level ``sigma_k`` of the schedule. The inversion method ``inverter`` computes
+    the inversion steps after ``z_k``. Solvers that need the clean latent are rejected: ``GNRI`` and ``RNRISign`` with
+    ``prior_weight`` above 0, and ``ReNoise`` with regularization. The authors use DDIM inversion and replace 2 or 3 of
+    50 or 100 steps. The replaced steps need no network evaluation. The reconstruction is not exact, because the sampler
+    does not use the noise ``n``.
 
     Attributes:
         inverter: inversion method for the steps that are not replaced. ``nfe_per_step`` is an upper bound, because the
@@ -46,7 +48,7 @@ class ForwardSteps(InverterWrapper):
         check_noisy_start(self.inverter)
         if self.steps >= len(schedule):
             raise ValueError(
-                f"steps: must be less than the number of sampler steps, {len(schedule)}, got {self.steps}; "
+                f"steps: must be less than the number of sampler steps ({len(schedule)}), got {self.steps}; "
                 "use fewer forward steps."
             )
         check_schedule(self.inverter, self._remaining(schedule))
@@ -97,5 +99,5 @@ class ForwardSteps(InverterWrapper):
     source="luk-st/taba@22f916f taba/ext/style_aligned/inversion.py:162-197",
 )
 def taba() -> ForwardSteps:
-    """Return TABA as published: random noise in the two cleanest steps, and DDIM inversion in the other steps."""
+    """Return TABA as published: random noise in the first two inversion steps, DDIM inversion in the other steps."""
     return ForwardSteps(ddim())

@@ -35,8 +35,8 @@ class LEditsPP(NoiseMaps):
         z_s = mean + sigma_s sqrt(1 - e^-2h) map
 
     Here ``lambda`` is the logarithm of ``alpha / sigma``, ``h`` is ``lambda_s - lambda_t``, and ``r`` is the previous
-    ``h`` divided by ``h``. ``x`` is the estimate of the clean latent, ``x'`` is the estimate of the previous step, and
-    ``map`` is the noise map.
+    ``h`` divided by ``h``. ``x`` is the network's estimate of the clean latent, ``x'`` is this estimate in the previous
+    step, and ``map`` is the noise map.
 
     The steps are computed by diffusers' ``DPMSolverMultistepScheduler`` at the schedule's timesteps and noise levels.
     The first step is first-order and all other steps are second-order, as in the inversion of diffusers'

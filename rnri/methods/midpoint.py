@@ -31,7 +31,7 @@ class Midpoint(Inverter):
 
     Reconstruction needs the midpoint sampler; the pipeline's own Euler sampler does not regenerate the image from the
     seed. ``Inversion.residuals`` is NaN, because residuals are defined by the step equation of the Euler sampler.
-    ``Inversion.solved`` marks the inversion steps that reached the solver's tolerance.
+    ``Inversion.solved`` marks the inversion steps whose residual is at most the ``tolerance`` of the solver.
 
     Attributes:
         inverter: solves the step equation. The ``iterations`` of the solver limit the number of evaluations of ``y``,

@@ -40,10 +40,10 @@ class NullText(Inverter):
     the embedding ``e`` of the negative prompt is optimized for each sampler step, from noisy to clean:
     ``e = argmin mean |DDIM(z_t; e) - pivot_s|^2``. Here ``DDIM`` is the sampler's step with guidance, which should lead
     from the current latent ``z_t`` to the next pivot ``pivot_s``. The optimized embeddings are stored as
-    ``aux["negative"] [B,N,L,D]``. As in the authors' code, the learning rate of Adam at sampler step ``j``, counted
-    from 0 at the noisy end, is ``learning_rate * (1 - j / 100)``. The optimization of a step starts with the embedding
-    of the previous step. At sampler step ``j``, the optimization of an image stops after the first update whose loss is
-    below ``threshold * (1 + 2 j)``.
+    ``aux["negative"] [B,N,L,D]`` for B images, N steps, L tokens and D embedding channels. As in the authors' code, the
+    learning rate of Adam at sampler step ``j``, counted from 0 at the noisy end, is ``learning_rate * (1 - j / 100)``.
+    The optimization of a step starts with the embedding of the previous step. At sampler step ``j``, the optimization
+    of an image stops after the first update whose loss is below ``threshold * (1 + 2 j)``.
 
     The authors use 50 steps. With fewer steps, ``j`` is not rescaled to end at 49, because rescaling increases the
     reconstruction error. Without rescaling, the mean squared error of the reconstructed latents is 0.20 with 4 steps,
@@ -84,8 +84,8 @@ class NullText(Inverter):
         negative = getattr(predictor.denoiser, "negative", None)
         if negative is not None and len(schedule) > MAX_STEPS:
             raise ValueError(
-                f"null-text inversion supports at most {MAX_STEPS} steps, because its learning rate is 0 after "
-                f"{MAX_STEPS} steps, got {len(schedule)}; use fewer steps."
+                f"null-text inversion supports at most {MAX_STEPS} sampler steps, got {len(schedule)}; use at most "
+                f"{MAX_STEPS} steps, because the published learning rate is 0 after step {MAX_STEPS}."
             )
         with torch.no_grad():
             ddim, path = ddim_path(z0, predictor.unguided(), schedule, on_step)

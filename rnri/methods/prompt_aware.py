@@ -25,30 +25,32 @@ class PromptAware(InverterWrapper):
     with the prompt. For a latent that the sampler cannot generate, and with strong guidance, the residual of the solver
     often stops decreasing before the solver converges.
 
-    The adjustment applies a function ``h`` to the latent ``iterations`` times. The function ``h`` adds noise for the
-    ``steps`` cleanest steps of the schedule, and then removes the noise by sampling these steps with the prompt. The
-    adjusted latent is the target of the reconstruction (``Inversion.z0``). Even an exact inversion does not reconstruct
-    the original latent, but the adjusted latent. With more ``steps`` the inversion converges for more images, but the
-    adjusted latent differs more from the original latent.
+    The adjustment applies a function ``h`` to the latent ``iterations`` times. The function ``h`` adds the noise of the
+    ``steps`` schedule steps with the least noise, and then removes the noise by sampling these steps with the prompt.
+    The adjusted latent is the target of the reconstruction (``Inversion.z0``). Even an exact inversion does not
+    reconstruct the original latent, but the adjusted latent. With more ``steps`` the inversion converges for more
+    images, but the adjusted latent differs more from the original latent.
 
     The paper does not specify how noise is added. With ``noising="inversion"``, noise is added by explicit DDIM
     inversion steps, so that ``h`` hardly changes a latent that the sampler can already generate. With
     ``noising="random"``, random noise is added, which is the same for every image.
 
     With ``reuse=True``, ``inverter`` starts at the noisy latent from which the sampler generates the adjusted latent.
-    ``inverter`` then does not have to solve the equations of the ``steps`` cleanest steps, which are the most difficult
-    equations. With ``reuse=False``, the inversion starts at the adjusted latent, as in the paper, and solves all steps.
-    The network evaluations of the adjustment are counted in the rows of ``Inversion.nfe`` that belong to the ``steps``
-    cleanest steps, or in row 0 with ``reuse=False``.
+    ``inverter`` then does not have to solve the equations of the ``steps`` steps with the least noise, which are the
+    most difficult equations. With ``reuse=False``, the inversion starts at the adjusted latent, as in the paper, and
+    solves all steps. The network evaluations of the adjustment are counted in the rows of ``Inversion.nfe`` that belong
+    to the ``steps`` steps with the least noise, or in row 0 with ``reuse=False``.
 
     Attributes:
         inverter: inversion method for the adjusted latent. ``nfe_per_step`` does not include the network evaluations of
             the adjustment.
-        steps: number of cleanest steps of the schedule for which ``h`` adds and removes noise.
-        iterations: number of times that ``h`` is applied.
-        noising: how ``h`` adds noise: by DDIM inversion steps (``inversion``) or by adding random noise (``random``).
-        reuse: whether the inversion starts at the noisy latent of the last adjustment instead of the adjusted latent.
-        seed: random seed of the noise with ``noising="random"``.
+        steps: number of schedule steps, counted from the clean end, for which the adjustment adds and removes noise.
+        iterations: number of times that the adjustment adds noise to the latent and removes the noise again.
+        noising: how the adjustment adds noise: ``inversion`` computes explicit DDIM inversion steps, ``random`` adds
+            random noise.
+        reuse: if True, ``inverter`` starts at the noisy latent from which the sampler generates the adjusted latent; if
+            False, ``inverter`` starts at the adjusted latent.
+        seed: random seed of the noise that ``noising="random"`` adds.
     """
 
     steps: PositiveInt = 2
@@ -72,7 +74,7 @@ class PromptAware(InverterWrapper):
             )
         if self.reuse and len(schedule) <= self.steps:
             raise ValueError(
-                f"steps: must be less than the number of schedule steps {len(schedule)} with reuse=True, got "
+                f"steps: must be less than the number of schedule steps ({len(schedule)}) with reuse=True, got "
                 f"{self.steps}; set fewer steps, or reuse=False."
             )
         check_schedule(self.inverter, schedule.head(len(schedule) - self.steps) if self.reuse else schedule)
@@ -112,7 +114,7 @@ class PromptAware(InverterWrapper):
 
     @torch.no_grad()
     def adjust(self, z0: Tensor, predictor: NoisePredictor, schedule: Schedule) -> list[Tensor]:
-        """Adjust the clean latents ``z0`` to the prompt; return the latents of the sampling that generates the result.
+        """Adjust the clean latents ``z0`` to the prompt; return the latents from which the adjusted latent was sampled.
 
         The returned list contains float64 latents ``[B,C,h,w]`` from clean to noisy: the first entry is the adjusted
         latent, and the last entry is the noisy latent from which the sampler starts.

@@ -138,7 +138,7 @@ def register_method(
     if not factory.__module__.startswith("rnri.methods."):
         import_methods()  # the name may belong to a method whose module is not imported yet
     if name in _REGISTERED:
-        raise ValueError(f"method {name!r} is already registered by {_REGISTERED[name].factory}.")
+        raise ValueError(f"method {name!r} is already registered by {_REGISTERED[name].factory}; choose another name.")
     _REGISTERED[name] = Method(name, factory, paper, source, requires)
     _document_source(factory, paper, source)
     return factory

@@ -17,5 +17,5 @@ def renoise() -> ImplicitInverter:
 
 @register_method("renoise_one_window", paper=f"variant of {RENOISE}", source=NO_LICENSE)
 def renoise_one_window() -> ImplicitInverter:
-    """Return ReNoise that averages the same evaluations in all inversion steps, also in the cleanest steps."""
+    """Return ReNoise with the same averaging window in all inversion steps, also in those with timesteps below 250."""
     return ImplicitInverter(ReNoise(clean_below=0))

@@ -204,5 +204,5 @@ def _timestep(schedule: Schedule, i: int, sigma: float) -> int | float:
     requires="flow",
 )
 def rex_midpoint() -> Rex:
-    """Return Rex with the midpoint rule, which evaluates the network twice for each of its two latents."""
+    """Return Rex with the midpoint rule, which evaluates the network twice per step for each of the two latents."""
     return Rex(tableau="midpoint")

@@ -24,11 +24,11 @@ from rnri.validation import HalfOpenUnitInterval, RandomSeed, dataclass
 )
 @dataclass(frozen=True)
 class SDEdit(Inverter):
-    """SDEdit (Meng et al. 2022, arXiv 2108.01073): adds noise, and samples with the cleanest steps of the schedule.
+    """SDEdit (Meng et al. 2022, arXiv 2108.01073): adds noise, and then samples with the last steps of the schedule.
 
     ``invert`` only adds noise ``n`` to the clean latent ``z_0``, ``z = alpha z_0 + sigma n``, which needs no network
     evaluation. The image that is sampled from the noisy latent is similar to the input image; the similarity decreases
-    with larger ``strength``. In the experiments, SDEdit is the baseline without an inversion.
+    with larger ``strength``. In the experiments of this project, SDEdit is the baseline without an inversion.
 
     Attributes:
         strength: fraction, in (0, 1], of the schedule's steps that are sampled

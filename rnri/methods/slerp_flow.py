@@ -33,11 +33,11 @@ class SlerpFlow(ExplicitInverter):
 
         v' = v(z + h v, sigma + h);    z <- z + h ||v'|| slerp(v / ||v||, v' / ||v'||, 1/2);    v <- v'
 
-    Here ``v(z, sigma)`` is the velocity that the network predicts, and ``h`` is the change of sigma in the step. Before
-    the first step, ``v`` is the velocity at the initial latent, so that N steps use N + 1 network evaluations. The
-    norms and the spherical interpolation (``slerp``) are computed for each token: a token of FLUX consists of all
-    channels of 2 x 2 neighboring elements of the latent. The pipeline's own Euler sampler does not regenerate the image
-    from the seed.
+    Here ``v(z, sigma)`` is the velocity that the network predicts, and ``h`` is the change of sigma in the step. The
+    velocity ``v'`` at the predicted end of a step is the velocity ``v`` of the next step. Before the first step, ``v``
+    is the velocity at the initial latent, so that N steps use N + 1 network evaluations. The norms and the spherical
+    interpolation (``slerp``) are computed for each token: a token of FLUX consists of all channels of 2 x 2 neighboring
+    elements of the latent. The pipeline's own Euler sampler does not regenerate the image from the seed.
 
     Attributes:
         token_size: height and width of a token in elements of the latent; both sides of the latent must be multiples of

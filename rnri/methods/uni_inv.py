@@ -33,12 +33,11 @@ class UniInv(ExplicitInverter):
         guess = A z_s + B y;    y <- y(guess, t);    z_t = A z_s + B y
 
     ``z_s`` and ``z_t`` are the latents at the cleaner and at the noisier end of the step. In the first equation, ``y``
-    is the network's prediction in the previous inversion step. Before the first step,
-    ``y`` is the prediction at the clean latent ``z_0`` and timestep 0, so that N steps use N + 1 network evaluations.
-    For flow matching, ``A = 1`` and ``B = sigma_t - sigma_s`` as in the paper. With the ``A`` and ``B`` of
-    ``Schedule.coefficients``, the method also applies to DDIM. Reconstruction uses the schedule's own sampler (Euler or
-    DDIM) and needs only the seed. The inversion is not exact, because each step equation is solved with only one
-    network evaluation.
+    is the network's prediction in the previous inversion step. Before the first step, ``y`` is the prediction at the
+    clean latent ``z_0`` and timestep 0, so that N steps use N + 1 network evaluations. For flow matching, ``A = 1`` and
+    ``B = sigma_t - sigma_s`` as in the paper. With the ``A`` and ``B`` of ``Schedule.coefficients``, the method also
+    applies to DDIM. Reconstruction uses the schedule's own sampler (Euler or DDIM) and needs only the seed. The
+    inversion is not exact, because each step equation is solved with only one network evaluation.
 
     As in the authors' code, the first inversion step starts at noise level 0, even if the last step of a DDIM sampler
     ends at a small noise level (0.029 for Stable Diffusion). Starting at the sampler's last noise level instead of 0

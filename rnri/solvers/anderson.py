@@ -34,7 +34,7 @@ LONG_STEP_MEMORY = 2
 ``B`` is the coefficient of the noise prediction, and is large if it is above ``LONG_STEP``.
 """
 RETRIES = 3
-"""Number of failures without a new best iterate after which the safeguard switches between its two kinds of updates.
+"""Number of failures without a smaller residual after which the safeguard switches between its two kinds of updates.
 
 The two kinds of updates are described in :class:`SafeguardedAnderson`. The value was tuned on the test equations in
 ``tests.problems``.
@@ -80,10 +80,11 @@ class Anderson(IterativeSolver):
 class SafeguardedAnderson(IterativeSolver):
     """Anderson acceleration that restarts from the best iterate after a failure; used by the default inversion method.
 
-    An iteration of a sample fails in one of three cases: the residual norm exceeds ``growth`` times the smallest
-    residual norm so far, ``f(z)`` is not finite, or ``patience`` consecutive evaluations found no new best iterate.
-    After a failure the next iterate is ``z + damping^j (a - z)``, where ``z`` is the best iterate, ``j`` is the number
-    of failures since ``z`` was evaluated, and ``a`` is one of two points:
+    The best iterate of a sample is the iterate with the smallest residual norm so far. An iteration of a sample fails
+    in one of three cases: the residual norm exceeds ``growth`` times the smallest residual norm so far, ``f(z)`` is not
+    finite, or ``patience`` consecutive evaluations found no new best iterate. After a failure the next iterate is
+    ``z + damping^j (a - z)``, where ``z`` is the best iterate, ``j`` is the number of failures since ``z`` was
+    evaluated, and ``a`` is one of two points:
 
     - ``a = f(z)``, and all differences of iterates are discarded. The damping makes the iteration converge even if the
       derivative of ``f`` has eigenvalues below -1, which occur with strong guidance.
@@ -92,8 +93,8 @@ class SafeguardedAnderson(IterativeSolver):
       eigenvalues above 1.
 
     After three failures without a new best iterate, the solver switches from one of the two points ``a`` to the other
-    point. The updates shrink until a new best iterate is found, which rules out cycles. Damped updates as a safeguard
-    of Anderson acceleration are due to Zhang, O'Donoghue & Boyd 2020 (arXiv 1808.03971).
+    point. The updates shrink until a new best iterate is found, which rules out cycles. Zhang, O'Donoghue & Boyd 2020
+    (arXiv 1808.03971) introduced damped updates as a safeguard of Anderson acceleration.
 
     A residual that stops decreasing does not prove that the equation ``z = f(z)`` has no root: the few differences of
     iterates may not span the direction of Newton's step.
@@ -115,7 +116,7 @@ class SafeguardedAnderson(IterativeSolver):
         growth: maximum ratio of the residual norm to the smallest residual norm so far, 1 or more. With ``growth`` 1,
             every increase of the residual norm is a failure.
         damping: factor, in (0, 1), by which each failure shortens the next update.
-        patience: number of consecutive evaluations without a new best iterate that counts as a failure, 1 or more.
+        patience: number of consecutive evaluations without a smaller residual norm that counts as a failure, 1 or more.
         carried: maximum number of differences from previous inversion steps in the least-squares problem; 0 disables
             the use of previous inversion steps.
     """
@@ -206,7 +207,7 @@ class SafeguardedAnderson(IterativeSolver):
             problem: the equation of the current inversion step.
             num_current: number of differences of the current inversion step. At most ``memory - num_current``
                 differences from previous inversion steps are returned.
-            discard: samples whose differences are set to zero, bool ``[b,1,1]``.
+            discard: mask of the samples whose returned differences are set to zero, bool ``[b,1,1]``.
         """
         count = min(self.carried, self._max_memory(problem) - num_current)
         if problem.recorder is None or count <= 0:
@@ -230,9 +231,9 @@ class SafeguardState(NamedTuple):
     Attributes:
         fs, rs: ``[b,m,d]``, values ``f(z)`` and residuals ``f(z) - z`` of the last ``m`` iterates.
         best_index: int64 ``[b]``, index in ``fs`` and ``rs`` of the iterate with the smallest residual norm.
-        best_norm: ``[b]``, residual norm of the best iterate.
-        failures: ``[b]``, number of failures since the best iterate was evaluated.
-        stalled: ``[b]``, number of consecutive evaluations without a new best iterate.
+        best_norm: ``[b]``, smallest residual norm so far.
+        failures: ``[b]``, number of failures since the iterate with the smallest residual norm was evaluated.
+        stalled: ``[b]``, number of consecutive evaluations without a smaller residual norm.
         keeps_differences: bool ``[b]``, the kind of update after a failure. True keeps the differences of iterates and
             continues with Anderson's iterate; False discards the differences and continues with ``f(z)``.
     """
@@ -271,8 +272,10 @@ def anderson_mix(f: Tensor, r: Tensor, differences: Differences, regularization:
     Args:
         f: the value ``f(z)`` at the current iterate ``z``, ``[b,d]``.
         r: the residual ``f(z) - z``, ``[b,d]``.
-        differences: differences ``df`` of values and ``dr`` of residuals.
-        regularization: Tikhonov weight of the differences of the current inversion step.
+        differences: the differences ``df`` of the values ``f(z)`` and ``dr`` of the residuals ``f(z) - z``, from which
+            the next iterate is computed.
+        regularization: weight of the Tikhonov regularization for the differences of the current inversion step. The
+            weight for the differences of previous inversion steps is ``differences.drift ** 2``.
     """
     df, dr, carried, drift = differences
     norm = dr.norm(dim=2, keepdim=True)
@@ -297,11 +300,11 @@ def anderson_mix(f: Tensor, r: Tensor, differences: Differences, regularization:
 def _append(
     state: SafeguardState, f: Tensor, r: Tensor, improved: Tensor, *, memory: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Append the value ``f [b,d]`` and the residual ``r [b,d]`` of a new iterate to the last iterates in ``state``.
+    """Append the value ``f [b,d]`` and the residual ``r [b,d]`` of a new iterate to the iterates in ``state``.
 
     The function returns the new ``fs``, ``rs`` and ``best_index`` of :class:`SafeguardState`. If there are more than
-    ``memory`` differences, the oldest iterate that is not the best iterate is removed. An iterate that is not finite is
-    replaced by the best iterate.
+    ``memory`` differences, the oldest iterate is removed, unless it is the best iterate (with the smallest residual
+    norm); then the second-oldest iterate is removed. An iterate that is not finite is replaced by the best iterate.
     """
     finite = r.isfinite().all(1)
     f = torch.where(finite[:, None], f, _gather(state.fs, state.best_index)[:, 0])

@@ -13,9 +13,9 @@ and the number of evaluations that an inversion step needs is proportional to ``
 which has a small variance ``v``, converges last. For ``v -> 0``, rho tends to ``1 - psi_s / psi_t``, where ``psi_s``
 and ``psi_t`` are the values of ``sigma / alpha`` at the cleaner and at the noisier end of the step. On Stable
 Diffusion's schedule, one inversion step near the clean end needs several times as many evaluations as every other step,
-for any number of steps. The cleanest inversion step needs few evaluations. With flow matching and many steps, all
-inversion steps need equally many evaluations. In measurements with flow matching, the reconstruction error of a uniform
-allocation is up to forty times smaller than the error of an allocation by ``rho``.
+for any number of steps. The inversion step with the least noise needs few evaluations. With flow matching and many
+steps, all inversion steps need equally many evaluations. In measurements with flow matching, the reconstruction error
+of a uniform allocation is up to forty times smaller than the error of an allocation by ``rho``.
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ The bound applies to inversion steps that replace almost the whole latent by noi
 def difficulty(schedule: Schedule) -> Tensor:
     """Return the relative number of network evaluations of each inversion step, float64 ``[N]``, from clean to noisy.
 
-    The number of an inversion step is ``1 / log(1 / rho)``. Here ``rho`` is the absolute derivative of ``f`` in the
-    step equation ``z = f(z)`` for Gaussian data, clamped to [``MIN_RHO``, ``MAX_RHO``]. For flow matching with at least
-    ``FEW_STEPS_THRESHOLD`` steps, all numbers are 1.
+    The relative number of evaluations of an inversion step is ``1 / log(1 / rho)``. Here ``rho`` is the absolute
+    derivative of ``f`` in the step equation ``z = f(z)`` for Gaussian data, clamped to [``MIN_RHO``, ``MAX_RHO``]. For
+    flow matching with at least ``FEW_STEPS_THRESHOLD`` steps, all numbers are 1.
     """
     num_steps = len(schedule)
     few_steps = num_steps < FEW_STEPS_THRESHOLD
@@ -77,12 +77,12 @@ def difficulty(schedule: Schedule) -> Tensor:
 
 @dataclass
 class NfeBudget:
-    """Allocates the network evaluations of each sample to one inversion step after the other.
+    """Distributes the network evaluations of each sample over the inversion steps, one step after the other.
 
     Each inversion step gets ``min_per_step`` evaluations. The remaining evaluations are distributed in proportion to
-    the difficulty of the inversion steps, and the numbers are rounded to integers. The rounding error of an inversion
-    step is added to the next inversion step, so that the total number of evaluations does not change. Evaluations that
-    a sample does not use in an inversion step become available to all later inversion steps.
+    the difficulty of the inversion steps, and the number of each step is rounded to an integer. The rounding error of
+    an inversion step is added to the next inversion step, so that the total number of evaluations does not change.
+    Evaluations that a sample does not use in an inversion step become available to all later inversion steps.
 
     Attributes:
         difficulty: float64 ``[N]``, the relative number of evaluations of each inversion step, see :func:`difficulty`.
@@ -113,7 +113,7 @@ class NfeBudget:
         As long as evaluations remain, the maximum is at least 1, except for samples that may skip this inversion step.
 
         Args:
-            k: index of the inversion step; 0 is the cleanest.
+            k: index of the inversion step; step 0 starts at the clean latent.
             may_skip: returns a mask of the samples whose initial guess is usable as the solution without a network
                 evaluation, bool ``[B]``. ``may_skip`` is called only if the allocation of a sample rounds to 0.
         """

@@ -11,12 +11,15 @@ from rnri.models.predictor import to_device
 from rnri.solvers.implicit import ImplicitStep, Solution
 
 DEFAULT_BETA = 0.5
-"""Factor ``beta`` of the extrapolation ``eps_{k-1} + beta (eps_{k-1} - eps_{k-2})`` for only two predictions ``eps``.
+"""Factor ``beta`` of the extrapolation ``eps_{k-1} + beta (eps_{k-1} - eps_{k-2})`` if only two predictions exist.
 
-Fitting ``beta`` by least squares needs three predictions.
+``eps_j`` is the network's prediction in inversion step ``j``. A least-squares fit of ``beta`` needs three predictions.
 """
 MAX_BETA = 1.5
-"""Upper bound of the fitted factor ``beta`` of the extrapolation ``eps_{k-1} + beta (eps_{k-1} - eps_{k-2})``."""
+"""Upper bound of the fitted factor ``beta`` of the extrapolation ``eps_{k-1} + beta (eps_{k-1} - eps_{k-2})``.
+
+``eps_j`` is the network's prediction in inversion step ``j``.
+"""
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class PredictionHistory:
             return self
         prediction = problem.prediction(solution.value)
         diverged = solution.residual.isinf()
-        is_on_device = diverged.device.type != "cpu"  # diverged.any() would wait for a GPU
+        is_on_device = diverged.device.type != "cpu"  # diverged.any() would synchronize the CPU with the GPU
         if self.predictions and (is_on_device or diverged.any()):
             mask = to_device(diverged, prediction.device).view(-1, 1, 1, 1)
             prediction = torch.where(mask, self.predictions[-1], prediction)

@@ -18,12 +18,13 @@ class ForwardStep(IterativeSolver):
     """The forward step method of ExactDPM, ``z <- z - rho (z_s(z) - z_s)`` (Hong et al. 2024, arXiv 2311.18387).
 
     ``z_s`` is the latent at the cleaner end of the step, ``z_s(z)`` is the result of the sampler's step from ``z``, and
-    ``rho`` is the step size. Because ``z_s(z) - z_s = (z - f(z)) / A`` for ``f(z) = A z_s + B y(z)``, the method is a
-    damped fixed-point iteration without derivatives. The RNRI paper calls the forward step method gradient descent. As
-    in the authors' code, the iteration starts at ``f(z_s)``, which takes the first evaluation; with ``from_f=False``
-    the iteration starts at ``z_s``. The published defaults are 500 iterations, of which 20 are warm-up iterations, and
-    a patience of 20. The published code returns the last iterate. The authors' code stops all samples of a batch
-    together; this class stops each sample independently.
+    ``rho`` is the step size. The step equation is ``z = f(z)`` with ``f(z) = A z_s + B y(z)``, the network's prediction
+    ``y`` and the step's coefficients ``A`` and ``B``. Because ``z_s(z) - z_s`` equals ``(z - f(z)) / A``, the method is
+    a damped fixed-point iteration without derivatives. The RNRI paper calls the forward step method gradient descent.
+    As in the authors' code, the iteration starts at ``f(z_s)``, which takes the first evaluation. With
+    ``from_f=False``, the iteration starts at ``z_s``. The published defaults are 500 iterations, of which 20 are
+    warm-up iterations, and a patience of 20. The published code returns the last iterate. The authors' code stops all
+    samples of a batch together; this class stops each sample independently.
 
     Attributes:
         rate: step size, ``rho`` in the formula.

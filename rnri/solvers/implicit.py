@@ -137,10 +137,11 @@ class ImplicitStep:
         timestep: the timestep ``t`` at the noisier end of the step.
         a, b: the coefficients ``A`` and ``B`` of ``Schedule.coefficients``.
         z_s: the latent at the cleaner end of the step, ``[B,C,h,w]``.
-        prior: Gaussian distributions of ``z_t``, which only the RNRI and ReNoise solvers need.
+        prior: Gaussian distributions of the noisier latent ``z_t``, which only the RNRI and ReNoise solvers need.
         counter: counts the evaluations of ``f``.
         predicts: quantity that ``y`` predicts: noise (``epsilon``) or velocity (``flow``).
-        relaxation: factor of the update of the fixed-point iteration, see :mod:`rnri.solvers.parameterization`.
+        relaxation: factor by which solvers multiply the fixed-point update ``f(z) - z``, see
+            :mod:`rnri.solvers.parameterization`.
         anchor: the latent ``[B,C,h,w]`` on the straight continuation of the previous inversion step, which only the
             SelFix solver needs; None in the first inversion steps.
         recorder: records differences of latents and of predictions (secants) for the next inversion step; None if the
@@ -252,19 +253,24 @@ class ImplicitStep:
 
 @dataclass(frozen=True)
 class Solution:
-    """The result of a solver for a batch of implicit equations.
+    """The result of a solver for a batch of implicit equations ``z = f(z)``.
+
+    For each sample, the solver selects one of the iterates at which it evaluated ``f``, usually the iterate with the
+    smallest residual. ``z_k`` is the selected iterate.
 
     Attributes:
-        z: ``[B,C,h,w]``, the solution. For a converged sample, ``z`` is the best evaluated iterate ``z_k``. For a
-            sample that has not converged, ``z`` is the solver's next iterate (in most solvers ``f(z_k)``), at which
-            ``f`` was not evaluated.
-        residual: ``[B]``, mean ``|z_k - f(z_k)|`` over the elements of the best evaluated iterate ``z_k``. The residual
-            is ``inf`` if the last evaluation of the sample was not finite. The tensors ``residual`` and ``converged``
-            are on the CPU or on the device of ``z``.
+        z: ``[B,C,h,w]``, the solution. For a converged sample, ``z`` is the selected iterate ``z_k``. For a sample that
+            has not converged, ``z`` is the solver's next iterate (in most solvers ``f(z_k)``), at which ``f`` was not
+            evaluated.
+        residual: ``[B]``, mean ``|z_k - f(z_k)|`` over the elements of the selected iterate ``z_k``. The residual is
+            ``inf`` if the last evaluation of the sample was not finite. The tensors ``residual`` and ``converged`` are
+            on the CPU or on the device of ``z``.
         nfe: int64 ``[B]``, number of network evaluations of each sample.
         backward: int64 ``[B]``, number of backward passes of each sample.
-        converged: bool ``[B]``, whether ``f`` was evaluated at ``z`` and the residual of ``z`` is within the tolerance.
-        value: ``[B,C,h,w]``, the value ``f(z_k)`` at the best evaluated iterate ``z_k``.
+        converged: bool ``[B]``, whether ``f`` was evaluated at ``z`` and the residual at ``z`` is at most the
+            tolerance.
+        value: ``[B,C,h,w]``, the value ``f(z_k)`` at the selected iterate ``z_k``, usually the iterate with the
+            smallest residual.
     """
 
     z: Tensor

@@ -23,10 +23,10 @@ from rnri.solvers.implicit import EvaluationCounter, ImplicitStep, Solution, mea
 from rnri.validation import dataclass
 
 MAX_EVALUATIONS_WITHOUT_WAIT = 2
-"""Number of network evaluations per inversion step up to which a GPU also evaluates converged samples.
+"""Maximum number of network evaluations per inversion step with which converged samples remain in a batch on a GPU.
 
-For a larger number, converged samples are removed from the batch, which saves evaluations but makes the CPU wait for
-the GPU.
+With more evaluations per inversion step, converged samples are removed from the batch, which saves evaluations but
+synchronizes the CPU with the GPU.
 """
 
 State = tuple[Tensor, ...]
@@ -76,10 +76,11 @@ class IterativeSolver(ABC):
 
     A sample is removed from the batch, and uses no further evaluations, as soon as its residual is at most
     ``tolerance`` or its ``f(z)`` is not finite. A sample whose ``f(z)`` is not finite has diverged. For a diverged
-    sample, the solver returns the best evaluated iterate (``z_init`` if no evaluation was finite), marks the sample as
-    not converged, and sets its residual to ``inf``. If ``f(z)`` is not finite, solvers with ``has_safeguard`` continue
-    from the best iterate of the sample; with ``has_safeguard``, a sample diverges only if its last evaluation was not
-    finite.
+    sample, the solver returns the best iterate (``z_init`` if no evaluation was finite), marks the sample as not
+    converged, and sets the residual of the sample to ``inf``. The best iterate is the evaluated iterate with the
+    smallest :meth:`merit`, by default the smallest residual; with ``keep_best=False``, it is the latest finite iterate.
+    If ``f(z)`` is not finite, solvers with ``has_safeguard`` continue from the best iterate of the sample. With
+    ``has_safeguard``, a sample therefore diverges only if its last evaluation was not finite.
 
     Attributes:
         iterations: maximum number of network evaluations per sample, 1 or more.
@@ -101,8 +102,9 @@ class IterativeSolver(ABC):
     returns_step: ClassVar[bool] = False
     """Whether a solver with ``keep_best`` may return an iterate at which ``f`` was not evaluated.
 
-    If True, and if the last evaluated iterate is the best one, the solver returns the next iterate that ``step``
-    computes. If False, the solver returns ``f(z_k)`` of the best iterate ``z_k`` in every case.
+    If True, and if the last evaluated iterate has the smallest residual, the solver returns the next iterate that
+    ``step`` computes. If False, the solver always returns ``f(z_k)`` of the best iterate ``z_k``, by default the
+    iterate with the smallest residual.
     """
     has_safeguard: ClassVar[bool] = False
     """Whether ``step`` can continue a sample whose ``f(z)`` is not finite, from an earlier finite evaluation."""
@@ -140,7 +142,7 @@ class IterativeSolver(ABC):
         """Return the next iterate ``[b,C,h,w]``, and the state that the next call of ``step`` receives."""
 
     def merit(self, iterate: Iterate, residual: Tensor) -> Tensor:
-        """Return the quantity ``[b]`` that is smallest for the best iterate, which ``keep_best`` selects.
+        """Return the quantity ``[b]`` by which iterates are compared; the best iterate has the smallest value.
 
         By default, the quantity is ``residual``, the mean ``|z - f(z)|`` over the elements of a sample.
         """
@@ -151,7 +153,7 @@ class IterativeSolver(ABC):
         return z
 
     def has_budget(self, nfe: int, max_nfe: int) -> bool:
-        """Return whether a sample may do another iteration after ``nfe`` of at most ``max_nfe`` network evaluations."""
+        """Return whether a sample that used ``nfe`` of at most ``max_nfe`` network evaluations may iterate again."""
         return nfe + 1 <= max_nfe
 
     def __call__(self, problem: ImplicitStep, z_init: Tensor, max_nfe: Tensor | None = None) -> Solution:
@@ -160,7 +162,8 @@ class IterativeSolver(ABC):
         ``max_nfe`` (int64 ``[B]``) is the maximum number of network evaluations of each sample and replaces
         ``iterations``. On a GPU, a solver with ``needs_no_wait`` counts ``max_nfe`` evaluations for every sample, even
         if the sample converges earlier. The number of evaluations in later inversion steps therefore does not depend on
-        the other samples of the batch. Such a solver waits for the GPU only if ``max_nfe`` differs within the batch.
+        the other samples of the batch. A solver with ``needs_no_wait`` synchronizes the CPU with the GPU only if
+        ``max_nfe`` is not the same for all samples of the batch.
         """
         limits = [self.iterations] * len(z_init) if max_nfe is None else max_nfe.tolist()
         counts_limits = z_init.device.type != "cpu" and self.needs_no_wait
@@ -223,22 +226,22 @@ class IterativeSolver(ABC):
 
     @property
     def needs_no_wait(self) -> bool:
-        """Whether the solver evaluates all samples equally often on a GPU, so that the CPU does not wait for the GPU.
+        """Whether the solver evaluates all samples equally often on a GPU, without synchronizing the CPU with the GPU.
 
         The property is True if no sample is expected to stop early (``tolerance`` 0), or if ``iterations`` is at most
-        2. All other solvers wait once per evaluation, in order to remove converged samples from the batch. Further
-        evaluations of converged samples would count, and an allocation by difficulty would then have fewer evaluations
-        for later inversion steps.
+        2. All other solvers synchronize the CPU with the GPU once per evaluation, in order to remove converged samples
+        from the batch. If converged samples remained in the batch, their evaluations would be counted, and an
+        allocation by difficulty would have fewer evaluations for later inversion steps.
         """
         if type(self).has_budget is not IterativeSolver.has_budget:
             return False
         return self.tolerance == 0 or self.iterations <= MAX_EVALUATIONS_WITHOUT_WAIT
 
     def _solve_without_wait(self, problem: ImplicitStep, z_init: Tensor, evaluations: int) -> Solution:
-        """Solve ``problem`` with ``evaluations`` evaluations of every sample, without waiting for the device.
+        """Solve ``problem`` with ``evaluations`` evaluations of every sample, without synchronizing with the device.
 
-        The solutions equal the solutions of ``__call__``. A sample that stops early remains in the batch: its iterate
-        and its result do not change any more, and its further evaluations are counted.
+        The solutions equal the solutions of ``__call__``. A sample that stops early remains in the batch: the iterate
+        and the result of the sample do not change any more, but all evaluations of the sample are counted.
         """
         z = z_init
         best_z = best_f = result = z_init
@@ -282,7 +285,7 @@ class IterativeSolver(ABC):
         return Solution(result, best_residual, nfe, backward, converged, best_f)
 
     def _record(self, best: BestIterate, iterate: Iterate) -> list[float]:
-        """Update ``best`` with ``iterate``; return the ``b`` residuals of ``iterate``."""
+        """Update ``best`` with ``iterate``, and return the residuals of the ``b`` samples in ``iterate``."""
         residual = mean_absolute(iterate.z - iterate.f)
         return best.update(iterate, residual, self.merit(iterate, residual))
 
@@ -317,7 +320,7 @@ def _indices(mask: list[bool]) -> list[int]:
 
 
 class BestIterate:
-    """The best finite iterate of every sample, or the latest finite iterate if ``keep_best`` is False.
+    """The finite iterate with the smallest merit of each sample; the latest finite iterate if ``keep_best`` is False.
 
     Numbers per sample are stored in Python lists, which are faster than tensors for the small batches of an inversion.
 
@@ -430,7 +433,8 @@ class FixedPoint(IterativeSolver):
 class AveragedFixedPoint(IterativeSolver):
     """AIDI-E, the "empirical" acceleration of AIDI (Pan et al. 2023): ``z <- (f(z_k) + f(z_{k-1})) / 2``.
 
-    The mean damps error components whose sign alternates, and halves the convergence rate of all other components.
+    The mean damps error components whose sign alternates, and halves the convergence rate of all other error
+    components.
     """
 
     step_is_finite: ClassVar[bool] = True

@@ -6,9 +6,9 @@ and ``RNRIMinimumNorm`` use the paper's function F,
 
     F(z) = ||z - f(z)||_1 - lambda * sum_j log q_j(z | z_s),   q = N(sqrt(1 - beta) z_s, beta I),   (Eq. 7)
 
-where ``lambda`` is the weight of the prior ``q``, and ``beta = 1 - a_t / a_s``. ``a_t`` and ``a_s`` are the schedule's
-alpha_bar at the noisier and at the cleaner end of a sampler step. ``GNRI`` and ``RNRISign`` use a prior that differs
-from the prior in Eq. 7.
+where ``lambda`` is the weight of the prior ``q``, and ``beta = 1 - a_t / a_s``. ``a_t`` and ``a_s`` are the values of
+alpha_bar (diffusers' ``alphas_cumprod``) at the noisier and at the cleaner end of a sampler step. ``GNRI`` and
+``RNRISign`` use a prior that differs from the prior in Eq. 7.
 
 The density ``q_j`` is not normalized: ``log q_j = -(z_j - mean_j)^2 / (2 beta) <= 0``. Without normalization, F is zero
 if and only if the residual is zero and every ``q_j`` is 1, as the paper states. With normalization, the log-density
@@ -16,7 +16,8 @@ would be positive for small ``beta``, and F would be zero at points that do not 
 
 The residual term and the prior term of F are non-negative. Both terms are zero only if the mean of the prior solves the
 equation ``z = f(z)``, so that F has no root in general. Because F has no root in general, the small number of
-iterations and the selection of the best iterate are part of the method.
+iterations and the selection of the iterate with the smallest residual (``RNRISign``: the smallest F) are part of the
+method.
 """
 
 from __future__ import annotations
@@ -91,10 +92,11 @@ class RNRIPaper(RegularizedNewton):
     ``F = ||z - f(z)||_1 - lambda log q(z | z_s)`` (Eq. 7), where ``z = f(z)`` is the equation of the inversion step,
     ``q`` is the prior, and ``z_s`` is the cleaner latent. ``d`` is the number of elements of a latent. As in the paper,
     ``eta`` is added to the signed derivative. A component with ``g_i`` near ``-eta`` therefore changes by a very large
-    amount. With ``keep_best=True``, the default, the solver returns ``f(z_k)`` of the best iterate ``z_k``, which
-    limits the effect of very large updates. ``keep_best=False`` returns the last iterate, exactly as in the paper. With
-    ``keep_best=True`` the last evaluation needs no derivative, so that K iterations use K forward and K - 1 backward
-    evaluations. With ``prior_weight=0``, the solver is the naive Newton-Raphson method of section 4 of the paper.
+    amount. With ``keep_best=True``, the default, the solver returns ``f(z_k)`` of the iterate ``z_k`` with the smallest
+    residual, which limits the effect of very large updates. ``keep_best=False`` returns the last iterate, exactly as in
+    the paper. With ``keep_best=True`` the last evaluation needs no derivative, so that ``iterations`` forward
+    evaluations need ``iterations - 1`` backward passes. With ``prior_weight=0``, the solver is the naive Newton-Raphson
+    method of section 4 of the paper.
 
     Attributes:
         eta: term added to the derivative in the denominator; the paper does not specify its value.
@@ -150,27 +152,29 @@ class RNRISign(RegularizedNewton):
     - ``d`` is fixed at 64 * 64 * 4, the number of elements of the latent of an image of 512 x 512 pixels. The update is
       therefore too small for latents with fewer elements and too large for latents with more elements.
     - The prior is ``q(z_t | z_0) = N(sqrt(a_t) z_0, (1 - a_t) I)``, given the clean latent ``z_0``, instead of
-      ``q(z_t | z_s)`` of Eq. 1; ``a_t`` is the schedule's alpha_bar. The prior is evaluated at ``f(z)``, where it
-      hardly depends on ``z`` and keeps F above zero. An inversion with ``q(z_t | z_0)`` must start at the clean latent,
-      unless ``prior_weight`` is 0.
+      ``q(z_t | z_s)`` of Eq. 1; ``a_t`` is the value of alpha_bar (diffusers' ``alphas_cumprod``). The prior is
+      evaluated at ``f(z)``, where it hardly depends on ``z`` and keeps F above zero. An inversion with ``q(z_t | z_0)``
+      must start at the clean latent, unless ``prior_weight`` is 0.
     - The solver returns ``f(z_k)`` for the iterate ``z_k`` with the smallest mean of F over the elements.
 
-    The published code for SDXL turbo runs in the coordinates ``x = z / alpha_t`` of diffusers' Euler scheduler; with
-    ``coordinates="euler"`` this solver computes the same update. In the coordinates ``x`` the prior has the same value
-    as in ``z``, but the L1 norm is ``1 / alpha_t`` times as large. A step in ``x`` is ``alpha_t`` times as large in
-    ``z``. In the coordinates ``z``, the update of ``coordinates="euler"`` is therefore ``z - (G / d) sign(z - f(z))``
-    with ``G = ||z - f(z)||_1 + alpha_t lambda P``, where ``lambda P`` is the prior term of F. In Euler's coordinates,
-    the published code starts at the cleaner latent, ``x_t = x_s``; in ``z``, this initial guess is
-    ``initial_guess="scaled"`` of ``ImplicitInverter``. The mean squared error of the reconstructed latents is 1.3e-1 in
-    Euler's coordinates and 2.8e-2 in ``z``, measured with 16 images, 10 steps and the small model ``emoji`` that ships
-    with the repository.
+    The published code for SDXL turbo uses latents ``x = z / alpha_t``, scaled as in diffusers'
+    ``EulerDiscreteScheduler``; with ``coordinates="euler"`` this solver computes the same update. For latents ``x``,
+    the prior has the same value as for latents ``z``, but the L1 norm is ``1 / alpha_t`` times as large. A step of
+    ``x`` is a step of ``z`` that is ``alpha_t`` times as large. For latents ``z``, the update of
+    ``coordinates="euler"`` is therefore ``z - (G / d) sign(z - f(z))`` with
+    ``G = ||z - f(z)||_1 + alpha_t lambda P``, where ``lambda P`` is the prior term of F. The published code for SDXL
+    turbo starts at the cleaner latent, ``x_t = x_s``; for latents ``z``, this initial guess is
+    ``initial_guess="scaled"`` of ``ImplicitInverter``. The mean squared error of the reconstructed latents is 1.3e-1
+    with ``coordinates="euler"`` and 2.8e-2 with ``coordinates="ddim"``, measured with 16 images, 10 steps and the small
+    model ``emoji`` that ships with the repository.
 
     Unlike in the published code, F is computed for each sample instead of summed over the batch. :class:`RNRIMeanSign`
     is a variant with the paper's prior, in which ``d`` is the number of elements of the latent.
 
     Attributes:
         d: divisor of F in the update; the default is the value of the published code.
-        coordinates: coordinates of F and of the update: ``ddim`` (``z``) or ``euler`` (``z / alpha_t``).
+        coordinates: scaling of the latents in F and in the update: ``ddim`` uses latents ``z``, and ``euler`` uses
+            latents ``z / alpha_t``, scaled as in diffusers' ``EulerDiscreteScheduler``.
     """
 
     d: PositiveInt = 64 * 64 * 4
@@ -219,7 +223,8 @@ class RNRIMinimumNorm(RegularizedNewton):
     ``F = ||z - f(z)||_1 - lambda log q(z | z_s)`` is the function of Eq. 7 in the RNRI paper, where ``z = f(z)`` is the
     equation of the inversion step and ``z_s`` is the cleaner latent. The update ``-F g / ||g||^2`` is the shortest of
     all updates that solve the linearized equation ``F = 0``. The update of Eq. 8 in the RNRI paper also solves the
-    linearized equation, but its length is not bounded. Every evaluation except the last needs one backward pass.
+    linearized equation ``F = 0``, but the length of that update is not bounded. Every evaluation except the last needs
+    one backward pass.
     """
 
     needs_grad: ClassVar[bool] = True

@@ -25,7 +25,7 @@ class NewtonKrylov(IterativeSolver):
     ``J``.
 
     If a Newton step increased the residual of a sample, or led to an ``f(z)`` that is not finite, the solver next tries
-    half of this Newton step from the best iterate.
+    half of this Newton step from the iterate with the smallest residual.
 
     Attributes:
         krylov_dim: dimension of the Krylov space, which is the number of products with ``J`` per Newton step, 1 or

@@ -6,8 +6,9 @@ In every parameterization, the iteration is
 
     z <- z + relaxation * (f(z) - z)
 
-where ``f`` uses the network's own prediction, and ``relaxation`` is one number for each step of the sampler. Residual
-and tolerance refer to ``f`` in every parameterization.
+where ``f`` uses the network's own prediction, and ``relaxation`` is one number for each step of the sampler. In every
+parameterization, the residual is the mean of ``|z - f(z)|``, without the relaxation factor, and the solver compares
+this residual with the tolerance.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ the factor with the fastest convergence for Gaussian data.
 MAX_VARIANCE = 10.0
 """Largest variance of a latent's components for which the parameterization ``relaxed`` optimizes its relaxation factor.
 
-The smallest variance is 0.
+The smallest variance for which the relaxation factor is optimized is 0.
 """
 TOWARDS_BEST = 0.3
 """Weight of the optimal relaxation factor for Gaussian data in the relaxation factor of ``relaxed``, in [0, 1].

@@ -29,12 +29,12 @@ class ReNoise(IterativeSolver):
     the network's noise prediction. The iteration is ``z_{k+1} = A z_s + B eps(z_k)`` (Algorithm 1), and the result is
     ``A z_s + B mean_k eps(z_k)``. The mean is computed over a window of consecutive evaluations and does not influence
     the iteration. If the iteration ends before the window starts, the last iterate is returned. As in the authors'
-    code, the cleanest inversion steps, with timesteps below ``clean_below``, have their own window and their own number
-    of evaluations.
+    code, the inversion steps with timesteps below ``clean_below`` have another window and another number of evaluations
+    than the inversion steps with larger timesteps.
 
-    The defaults are the authors' settings for Stable Diffusion. For t >= 250, there are 9 renoising iterations after
-    the first evaluation, and the result is the mean of the last two predictions. For t < 250, there are 5 renoising
-    iterations after the first evaluation, and the result is the mean of the first five predictions.
+    The defaults are the authors' settings for Stable Diffusion. For timesteps >= 250, there are 9 renoising iterations
+    after the first evaluation, and the result is the mean of the last two predictions. For timesteps < 250, there are 5
+    renoising iterations after the first evaluation, and the result is the mean of the first five predictions.
 
     With ``rounds`` above 0, the noise predictions are regularized towards white noise (Parmar et al. 2023, arXiv
     2302.03027). The regularization applies to every prediction from the first averaged evaluation onwards, and to the
@@ -94,7 +94,7 @@ class ReNoise(IterativeSolver):
 
     @property
     def min_nfe(self) -> int:
-        """Minimum number of network evaluations with which ReNoise averages two predictions in the noisier steps."""
+        """Minimum number of network evaluations for a mean of two predictions at timesteps >= ``clean_below``."""
         return self.average_from + 2
 
     @property
@@ -221,9 +221,9 @@ def gentle_regularizer(noise: Tensor, reference: Tensor, weights: ReNoise, _gene
 
     Each round takes one gradient step on the weighted sum of two losses: the KL divergence between ``noise`` and
     ``reference [B,C,h,w]``, and the autocorrelation of ``noise``. ``weights`` is the solver with the settings
-    ``rounds``, ``kl_weight`` and ``correlation_weight``. Unlike in the published
-    code, the divergence is halved and averaged over the channels. No shift of the autocorrelation is zero, so that the
-    regularization does not shrink the norm of the noise.
+    ``rounds``, ``kl_weight`` and ``correlation_weight``. Unlike in the published code, the divergence is halved and
+    averaged over the channels. No shift of the autocorrelation is zero, so that the regularization does not shrink the
+    norm of the noise.
     """
 
     def loss(x: Tensor) -> Tensor:

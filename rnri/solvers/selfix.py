@@ -22,10 +22,10 @@ class SelFix(IterativeSolver):
         m_k = mu m_{k-1} + (1 - mu) f(z_k)
         z_{k+1} = (1 - alpha_k) m_k + alpha_k anchor,    alpha_k = alpha_1 delta / (k + delta)
 
-    The latent ``anchor`` is ``A z_s + B y`` and continues the trajectory straight on: its ``y`` is the prediction (in
-    flow matching the velocity) that leads from the previous latent to the current latent ``z_s``. As in the authors'
-    code, the first two inversion steps have no anchor (``alpha_k = 0``), and the result is the iterate after the last
-    evaluation. The defaults are the authors' settings for reconstruction.
+    The latent ``anchor`` is ``A z_s + B y`` and continues the trajectory in a straight line. In ``anchor``, ``y`` is
+    the prediction (in flow matching the velocity) that leads from the previous latent to the current latent ``z_s``. As
+    in the authors' code, the first two inversion steps have no anchor (``alpha_k = 0``), and the result is the iterate
+    after the last evaluation. The defaults are the authors' settings for reconstruction.
 
     Attributes:
         momentum: the factor ``mu`` of the moving average ``m_k``, in [0, 1).
@@ -41,7 +41,7 @@ class SelFix(IterativeSolver):
     decay: PositiveFloat = 0.125
 
     uses_anchor: ClassVar[bool] = True
-    """Whether ``ImplicitInverter`` passes the latent that continues the trajectory straight on to the solver.
+    """Whether ``ImplicitInverter`` passes to the solver the latent that continues the trajectory in a straight line.
 
     The latent is passed as ``ImplicitStep.anchor``.
     """

@@ -219,7 +219,7 @@ def test_frees_offload_hooks(fails, monkeypatch):
 
 
 def test_sdxl_rejects_mixed_empty_negative_prompts():
-    with pytest.raises(ValueError, match="must be given for every image or for none"):
+    with pytest.raises(ValueError, match="some images have a negative prompt and others have none"):
         rnri.invert(
             tiny_stable_diffusion_xl(),
             images(),

@@ -191,7 +191,10 @@ def test_image_size_determines_the_shape_of_the_seed():
         (lambda: MARKS[0].read(noise(1, 64, 16)), r"seeds: must have the shape [B,C,h,w], got [1, 64, 16]"),
         (lambda: MARKS[1].read(noise(0, 4, 8, 8)), r"seeds: must have the shape [B,C,h,w], got [0, 4, 8, 8]"),
         (lambda: watermark.embed(MARKS[0], None, count=0), "count: must be at least 1, got 0"),
-        (lambda: MARKS[1].read(noise(1, 4, 8, 8)).messages, "messages: requires a watermark with a message"),
+        (
+            lambda: MARKS[1].read(noise(1, 4, 8, 8)).messages,
+            "messages: the watermark has no message; use a watermark with a message",
+        ),
     ],
 )
 def test_invalid_input_is_one_line_without_the_key(create, message):

@@ -134,11 +134,11 @@ def test_captions_are_read_letter_by_letter_in_every_format(tmp_path, suffix, ro
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.jsonl", '{"image": "1", "caption": 7}', r"a\.jsonl: line 1 has the caption 7: a caption must be a string"),
-        ("a.jsonl", '{"image": 1, "caption": "7"}', r"the column 'image' has 1 in line 1: give a file name"),
+        ("a.jsonl", '{"image": "1", "caption": 7}', r"a\.jsonl: line 1 has the caption 7, which is not a string"),
+        ("a.jsonl", '{"image": 1, "caption": "7"}', r"the column 'image' has 1 in line 1: write the name of an"),
         ("a.jsonl", '{"image": "1", "caption": NaN}', "has the caption nan"),
         ("a.jsonl", '{"image": "1"}\n{"caption": "a"}', "the column 'image' has None in line 2"),
-        ("a.jsonl", "[1]", r"has \[1\] in line 1: give one JSON object per line"),
+        ("a.jsonl", "[1]", r"has \[1\] in line 1: write one JSON object per line"),
         ("a.jsonl", "{", "cannot be read as a table"),
         ("a.csv", "image,caption\n1.png,a,b", "has 3 cells in row 2 and 2 in its header"),
         ("a.csv", "image,caption,caption\n1.png,a,b", "has two columns 'caption'"),

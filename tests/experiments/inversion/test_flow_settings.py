@@ -33,7 +33,8 @@ def test_rejects_a_run_without_any_supported_method(tmp_path):
 
 def test_rejects_too_few_steps_for_a_supported_method(tmp_path):
     message = (
-        r"task\.methods\.aidi_adjusted with 2 sampling steps: steps: must be less than the number of schedule steps 2"
+        r"task\.methods\.aidi_adjusted with 2 sampling steps: "
+        r"steps: must be less than the number of schedule steps \(2\)"
     )
     with pytest.raises(ValueError, match=message):
         prepared(tmp_path, "experiment=guidance", setting(2, "aidi_adjusted"))
