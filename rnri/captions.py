@@ -112,7 +112,11 @@ def _from_table(path: Path, images: Path, columns: Sequence[str | None]) -> list
     files = []
     for place, name, (prompt, *edits) in read_table(path, names):
         if not (images / name).is_file():
-            raise ConfigError("source", f"{path}: {place} names the image {name!r}, which is not a file in {images}.")
+            raise ConfigError(
+                "source",
+                f"{path}: {place} names the image {name!r}, which is not a file in {images}; set --images to the "
+                "folder of the image files.",
+            )
         if prompt:
             files.append(CaptionedFile(images / name, prompt, edits[0] if edits else None))
     return files
