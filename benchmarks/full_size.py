@@ -531,7 +531,7 @@ class Session:
         device: device of the networks.
         dtype: dtype of the networks.
         tiny: whether the networks are reduced to a small size.
-        steps: number of sampling steps; None for the default number of each checkpoint.
+        steps: number of sampling steps; None selects the default number of each checkpoint.
         deadline: value of ``time.perf_counter()`` after which no case is started.
         rows: the results.
         bench: the model that is being measured; None if no model is loaded.
@@ -546,7 +546,7 @@ class Session:
     bench: Bench | None = None
 
     def measure(self, name: str, case: Case) -> Row:
-        """Measure ``case`` on the model ``name``. If an error occurs, its message is the note of the returned row."""
+        """Measure ``case`` on the model ``name``. An error message is stored as the note of the returned row."""
         checkpoint = CHECKPOINTS[name]
         row = Row(name, case.name, case.batch, case.steps or self.steps or checkpoint.steps)
         self.rows.append(row)

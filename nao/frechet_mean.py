@@ -179,7 +179,7 @@ class _Problem:
         return _where(at_waist.energy < mean.energy, at_waist, mean)
 
     def evaluate_seed(self, index: Tensor) -> Center:
-        """The candidate that equals the seed with the given ``index``, int64 ``[G]``."""
+        """For each problem, the candidate that equals the seed with the given ``index``, int64 ``[G]``."""
         return self.evaluate(self.identity[index], self.seeds.gather(1, index[:, None])[:, 0])
 
     def seed_lower_bounds(self) -> Tensor:

@@ -12,7 +12,7 @@ Therefore the constant is computed separately in float64, and the other term is 
 the typical norm.
 
 Seeds have the shape [..., C, h, w], norms have the shape [...], and `d` = C*h*w. Norms and densities are float64 on the
-CPU, because some devices (MPS) do not support float64. Seeds stay on their device.
+CPU, because some devices (MPS) do not support float64. Returned seeds are on the device of the input seeds.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ class Path:
         points: ``[...,K,C,h,w]``, K points of the path; the first and the last point are the input seeds.
         energy: float64 ``[...]``, energy of the continuous path; it does not depend on K.
         length: float64 ``[...]``, Euclidean length of the continuous path.
-        converged: bool ``[...]``, whether the solver of the path reached its tolerance.
+        converged: bool ``[...]``, whether the solver that computes the path reached its tolerance.
     """
 
     points: Tensor
@@ -67,7 +67,7 @@ class Centroid:
         paths: ``[...,n,K,C,h,w]``, points of the paths from each seed to the centroid.
         energy: float64 ``[...]``, sum of the energies of the paths, plus the cost of the centroid's norm.
         lengths: float64 ``[...,n]``, Euclidean lengths of the paths.
-        converged: bool ``[...]``, whether the solver of the centroid reached its tolerance.
+        converged: bool ``[...]``, whether the solver that computes the centroid reached its tolerance.
     """
 
     point: Tensor
@@ -78,7 +78,7 @@ class Centroid:
 
 
 def interpolate(a: Tensor, b: Tensor, num_points: IntAtLeast2 = 12, *, normalize: bool = False) -> Path:
-    """Return the NAO path from seed ``a`` to seed ``b``.
+    """Return the NAO path (path of minimum energy) from seed ``a`` to seed ``b``.
 
     Args:
         a, b: the two seeds, both ``[...,C,h,w]``.
@@ -238,7 +238,7 @@ class _Subspace:
         self.radial_cost = (radial_cost(ratio, d) - radial_cost(clamped, d)).abs()
 
     def solve_mean(self) -> Center:
-        """Return the NAO centroids of the n seeds of each of the G problems.
+        """Return the NAO centroid of each of the G problems, computed from the n seeds of the problem.
 
         Raises:
             ValueError: the mean of the unit-norm seeds of a problem is zero, so that the centroid is not unique.

@@ -23,8 +23,8 @@ SPACING_WEIGHT = 1.0  # weight of the penalty on long segments, called lambda in
 def path_energy(points: Tensor, d: int, spacing: Tensor) -> Tensor:
     """Return the NAO energy ``[...]`` of polylines, plus a penalty on segments that are longer than ``spacing``.
 
-    The energy is the sum over all segments of the length of a segment times the negative log-density of the seed norm
-    at its midpoint.
+    The energy is a sum over the segments: the length of a segment times the negative log-density of the seed norm at
+    the midpoint of the segment.
 
     Args:
         points: points of the polylines, float64 ``[...,K,m]``. The number m of coordinates is ``d``, or less if the

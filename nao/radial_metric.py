@@ -123,8 +123,8 @@ def radial_metric(d: int) -> RadialMetric:
     """Compute the metric and its tables for seeds of ``d`` components; the result is cached.
 
     Raises:
-        ValueError: ``d`` is less than 16. For fewer than 16 components, ``f`` may have no minimum (waist), because the
-            density of the norm is too broad.
+        ValueError: ``d`` is less than 16. For fewer than 16 components, the cost per radian may have no minimum
+            (waist), because the density of the norm is too broad.
     """
     if d < MIN_COMPONENTS:
         raise ValueError(f"d={d}: NAO paths need seeds with at least {MIN_COMPONENTS} components; pass larger seeds.")

@@ -45,9 +45,9 @@ def whiten(gradient: Tensor, seeds: Tensor, blocks: PositiveInt = 4) -> Tensor:
     """Flatten the power spectrum of the gradient: every frequency band of every channel gets the same mean power.
 
     The frequency bands are ``blocks`` rings of equal width in the plane of the 2D frequencies. In each channel, the
-    frequencies of a ring are scaled so that their mean power equals the mean power of the whole gradient. A ring
-    without power stays zero. The norm of the gradient does not change. A similar preconditioning of the gradient is
-    described in arXiv 2602.08646.
+    frequencies of a ring are scaled so that the mean power of the ring equals the mean power of the whole gradient. A
+    ring without power stays zero. The norm of the gradient does not change. A similar preconditioning of the gradient
+    is described in arXiv 2602.08646.
     """
     values = gradient.detach().cpu().double()
     spectrum = torch.fft.fft2(values, norm="ortho")

@@ -132,7 +132,7 @@ class BestSeedTracker:
 
         The best seed of a sample is the seed with the smallest ``criterion [b]``, by default the loss. If the
         ``quality [b]`` of a seed is more than ``max_quality_loss`` below the quality in iteration 0, the seed is never
-        the best seed.
+        selected.
 
         Returns:
             A mask, bool ``[b]``, of the samples whose optimization continues. The optimization of a sample stops if its

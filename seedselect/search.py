@@ -28,16 +28,16 @@ class BestOf:
     the same number of network evaluations.
 
     Args:
-        loss: the ``SeedSelect`` object whose loss ranks the seeds. If its ``best_by`` is ``rewards``, the loss without
-            the penalty ranks the seeds. Other settings of the ``SeedSelect`` object, such as ``optimizer``, have no
-            effect.
+        loss: the ``SeedSelect`` object whose loss ranks the seeds. If ``best_by`` of this object is ``rewards``, the
+            loss without the penalty ranks the seeds. Other settings of the ``SeedSelect`` object, such as
+            ``optimizer``, have no effect.
         candidates: number of seeds per sample.
         refine: the ``SeedSelect`` object that optimizes the chosen seed; None returns the chosen seed unchanged.
         preview: fraction of the sampling steps, in (0, 1), after which the candidates are compared, rounded to full
             steps. The loss of a candidate is computed from the network's estimate of the clean latent, and only the
             candidate with the smallest loss is sampled to the end. With N candidates and the fraction ``p = preview``,
-            the candidates need as many network evaluations as ``p N + 1 - p`` candidates without previews. None: every
-            candidate is sampled to the end.
+            the candidates need as many network evaluations as ``p N + 1 - p`` candidates without previews. If
+            ``preview`` is None, every candidate is sampled to the end.
 
     Raises:
         ConfigError: ``preview`` is set, and ``loss`` has more than one step weight. A preview is a single latent, which
@@ -59,10 +59,10 @@ class BestOf:
 
     @property
     def step_weights(self) -> tuple[float, ...]:
-        """Weights of the last latents of sampling in the semantic loss; the last weight is for the clean latent.
+        """Weights, in the semantic loss, of the latents after the last sampling steps.
 
-        If ``refine`` has more step weights than ``loss``, the weights of ``refine`` are returned, because the sampler
-        has to return all latents that ``loss`` and ``refine`` need.
+        The last weight is for the clean latent. If ``refine`` has more step weights than ``loss``, the weights of
+        ``refine`` are returned, because the sampler has to return all latents that ``loss`` and ``refine`` need.
         """
         weights = tuple(self.loss.step_weights)
         if self.refine is not None and len(self.refine.step_weights) > len(weights):
@@ -167,9 +167,9 @@ class LocalSearch:
     are Euclidean norms.
 
     Args:
-        loss: the ``SeedSelect`` object whose loss ranks the seeds. If its ``best_by`` is ``rewards``, the loss without
-            the penalty ranks the seeds. Other settings of the ``SeedSelect`` object, such as ``optimizer``, have no
-            effect.
+        loss: the ``SeedSelect`` object whose loss ranks the seeds. If ``best_by`` of this object is ``rewards``, the
+            loss without the penalty ranks the seeds. Other settings of the ``SeedSelect`` object, such as
+            ``optimizer``, have no effect.
         rounds: number of search rounds.
         neighbors: number of neighbors that are evaluated per round.
         spread: weight of the noise in a neighbor, in (0, 1].
@@ -184,7 +184,10 @@ class LocalSearch:
 
     @property
     def step_weights(self) -> tuple[float, ...]:
-        """Weights of the last latents of sampling in the semantic loss; the last weight is for the clean latent."""
+        """Weights, in the semantic loss, of the latents after the last sampling steps.
+
+        The last weight is for the clean latent.
+        """
         return tuple(self.loss.step_weights)
 
     @property

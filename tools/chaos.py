@@ -342,7 +342,7 @@ def _journal(folder: Path) -> list[str]:
 def _kill_one(tree: ProcessTree, seconds: float, units: int, *, generator: random.Random, summary: DdpSummary) -> bool:
     """Wait until ``units`` results are written, wait ``seconds`` seconds, and kill a random process.
 
-    The time until the exit of all processes, and errors of processes, are added to ``summary``.
+    The function adds the time until all processes have exited, and the errors of processes, to ``summary``.
 
     Returns:
         Whether the run has finished.

@@ -1,7 +1,7 @@
 """Stores of results on disk: a store of inverted seeds for all runs, and stores of the finished units of an experiment.
 
-A unit is the smallest piece of work that a resumed run can skip, for example the generation of the images of one
-concept. Files are written atomically: if a process is killed while it writes a file, the file is not created.
+A unit is the smallest piece of work that a resumed run can skip, for example generating the images of one concept.
+Files are written atomically: if a process is killed while it writes a file, the file is not created.
 """
 
 from __future__ import annotations

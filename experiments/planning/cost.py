@@ -1,4 +1,4 @@
-"""Estimates the cost of a run before it starts: network evaluations, decodings of latents and duration."""
+"""Estimates the cost of a run before the run starts: network evaluations, decodings of latents and duration."""
 
 from __future__ import annotations
 

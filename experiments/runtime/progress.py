@@ -122,9 +122,10 @@ class _Log:
 
 @dataclass
 class _Part:
-    """Numbers of finished and unfinished units of work (such as the images of one concept) in one part of a run.
+    """Numbers of finished and unfinished units of work in one part of a run.
 
-    A part of a run is, for example, one of the compared methods.
+    A unit of work is, for example, generating the images of one concept. A part of a run is, for example, one of the
+    compared methods.
 
     Attributes:
         unit: singular noun for a unit of work, such as ``concept``.
@@ -144,8 +145,8 @@ class _Part:
 class RunProgress:
     """Shows how much of a run is finished, and the estimated remaining time.
 
-    A unit of work, such as the images of one concept, belongs to a part of the run, such as one of the compared
-    methods. Each unit of work is weighted by its planned number of network evaluations.
+    A unit of work, such as generating the images of one concept, belongs to a part of the run, such as one of the
+    compared methods. Each unit of work is weighted by its planned number of network evaluations.
 
     If stderr is a terminal, the progress is shown as a bar. If stderr is not a terminal, a line is printed after each
     batch. During the computation of a long batch, a line with the current step is printed at most once per minute.
@@ -162,7 +163,7 @@ class RunProgress:
         self._cost_before = 0.0
 
     def add(self, part: str, unit: str, cost: float, *, done: bool) -> None:
-        """Add a unit of work, such as the images of one concept, to a part of the run, such as a method.
+        """Add a unit of work, such as generating the images of one concept, to a part of the run, such as a method.
 
         Args:
             part: name of the part, such as a method.
@@ -206,7 +207,7 @@ class RunProgress:
             self._print(text)
 
     def finish(self, part: str, costs: Sequence[float]) -> None:
-        """Count units of work, such as the images of one concept, as finished.
+        """Count units of work, such as generating the images of one concept, as finished.
 
         Args:
             part: name of the part of the run.
@@ -289,7 +290,8 @@ def timed(call: Callable[[], Any], wait: Callable[[], None] = lambda: None, repe
 def print_estimate(units: int, nfe: float, seconds: float, *, unit: str = "unit", done: int = 0) -> None:
     """Print how much a run has to compute: units of work, network evaluations and estimated duration.
 
-    A unit of work is the smallest part of a run that a resumed run can skip, such as the images of one concept.
+    A unit of work is the smallest part of a run that a resumed run can skip, such as generating the images of one
+    concept.
 
     Args:
         units: number of all units of work, including finished units.

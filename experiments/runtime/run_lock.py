@@ -28,7 +28,7 @@ def join_or_start_run(config: DictConfig, task: Any, trainer: Trainer) -> LeaseM
 
     Returns:
         The manager of the lease (exclusive right) on the folder. The caller has to call the method ``finish`` of the
-        manager at the end of the run. None on ranks other than 0.
+        manager at the end of the run. On ranks other than 0, the function returns None.
 
     Raises:
         ValueError: the run that is active in the folder has different settings, or is a training.

@@ -30,9 +30,9 @@ def loggers_without_history(loggers: Sequence[Logger]) -> list[Logger]:
 class RunningMeans:
     """Computes and logs the means of metrics over the finished units of work of a run.
 
-    A unit of work is the smallest part of a run that a resumed run can skip, such as the images of one concept. The
-    logger step is the number of finished units of work. When a run is resumed, the logger step continues to count,
-    because the results that are already on disk are included.
+    A unit of work is the smallest part of a run that a resumed run can skip, such as generating the images of one
+    concept. The logger step is the number of finished units of work. When a run is resumed, the logger step continues
+    to count, because the results that are already on disk are included.
 
     Args:
         rows: function that returns the metrics of a finished unit of work, one row per image.

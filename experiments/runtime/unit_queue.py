@@ -1,7 +1,7 @@
 """Distribution of units of work to several processes.
 
 A unit of work is the smallest part of a run that a resumed run can skip, because its result is on disk. An example is
-the generation of the images of one concept.
+generating the images of one concept.
 """
 
 from __future__ import annotations
@@ -74,20 +74,21 @@ class ResumableRun:
 class UnitDataModule(LightningDataModule):
     """A Lightning data module that distributes units of work to processes, as batches for ``predict_step``.
 
-    A unit of work is the smallest part of a run that a resumed run can skip, such as the images of one concept. Only
-    units of work whose results are not on disk yet are computed. A process acquires a lease (a temporary exclusive
-    right) on each unit of work in a group, computes the group, and continues with the next group. When no group is
-    left, the process waits for other processes. If another process dies, the waiting process takes over its work.
+    A unit of work is the smallest part of a run that a resumed run can skip, such as generating the images of one
+    concept. Only units of work whose results are not on disk yet are computed. A process acquires a lease (a temporary
+    exclusive right) on each unit of work in a group, computes the group, and continues with the next group. When no
+    group is left, the process waits for other processes. If another process dies, the waiting process takes over the
+    work of the dead process.
 
-    Subclasses define ``done`` and ``lease_name``. If several units of work are computed in one batch, subclasses also
-    define ``groups`` and ``load``.
+    Subclasses define the methods ``done`` and ``lease_name``. If several units of work are computed in one batch,
+    subclasses also define the methods ``groups`` and ``load``.
 
     Args:
         units: all units of work of the stage, including finished units.
         progress: progress of the run, to which the units of work are added.
         leases: folder of the leases, which must be the same for all processes that divide the work. Default: the folder
             ``leases`` in the trainer's default root directory.
-        running_means: object that logs the means of metrics on rank 0 whenever a unit of work is finished. None: no
+        running_means: object that logs the means of metrics on rank 0 whenever a unit of work is finished. If None, no
             metrics are logged before the report.
     """
 
@@ -165,7 +166,7 @@ class UnitDataModule(LightningDataModule):
                 )
 
     def all_done(self) -> bool:
-        """Return whether the results of all units of work (such as the images of each concept) are on disk."""
+        """Return whether the results of all units of work, such as the images of each concept, are on disk."""
         return all(map(self.done, self.units))
 
     def predict_dataloader(self) -> UnitLoader:
@@ -204,7 +205,7 @@ class UnitDataModule(LightningDataModule):
 class UnitQueue:
     """Iterates over the batches that this process computes.
 
-    A batch consists of one or more units of work, such as the images of one concept.
+    A batch consists of one or more units of work; a unit of work is, for example, generating the images of one concept.
 
     Args:
         data: data module with the units of work.
@@ -271,17 +272,18 @@ class UnitQueue:
 
 
 class CachedUnitDataModule(UnitDataModule):
-    """A data module of units of work whose results are files in several folders. Subclasses define ``address``.
+    """A data module of units of work whose results are files in several folders.
 
-    A unit of work is the smallest part of a run that a resumed run can skip, such as the images of one concept.
+    Subclasses define the method ``address``. A unit of work is the smallest part of a run that a resumed run can skip,
+    such as generating the images of one concept.
 
     Args:
         units: all units of work of the stage, including finished units.
         stores: the folders of the results, by name.
         progress: progress of the run, to which the units of work are added.
         leases: folder of the leases (exclusive rights), by which the processes divide the units of work.
-        running_means: object that logs the means of metrics whenever a unit of work is finished; None: no metrics are
-            logged before the report.
+        running_means: object that logs the means of metrics whenever a unit of work is finished; if None, no metrics
+            are logged before the report.
     """
 
     def __init__(
@@ -353,9 +355,9 @@ def raise_on_sigterm(trainer: Trainer) -> Iterator[None]:
 def run_stages(trainer: Trainer, *stages: Stage) -> None:
     """Compute all units of work that are not on disk, and return when all processes have finished.
 
-    A unit of work is the smallest part of a run that a resumed run can skip, such as the images of one concept. The
-    stages are computed one after the other. Before the first stage, the temporary files of killed processes are
-    deleted. If the results of all units of work are on disk, Lightning starts no processes.
+    A unit of work is the smallest part of a run that a resumed run can skip, such as generating the images of one
+    concept. The stages are computed one after the other. Before the first stage, the temporary files of killed
+    processes are deleted. If the results of all units of work are on disk, Lightning starts no processes.
 
     Processes that an external launcher has started run every stage, even if all results seem to be on disk, because a
     shared file system may show different files to each process.
