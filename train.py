@@ -11,6 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 from experiments.config.errors import exit_on_composition_errors, exit_with_error, one_line
 from experiments.config.run_dir import fix_time, remember_sweep
 from experiments.config.short_keys import apply_short_keys
+from experiments.config.unused_keys import check_for_unused_keys
 from experiments.config.validate import check_before_imports, interpolation_error
 
 
@@ -23,6 +24,7 @@ def main(config: DictConfig) -> float | None:
     """
     fix_time()
     try:
+        check_for_unused_keys(config)
         apply_short_keys(config)
         check_before_imports(config)
     except (ValueError, OmegaConfBaseException, RecursionError) as error:

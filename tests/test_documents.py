@@ -22,6 +22,7 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 from PIL import Image
 
+from experiments.config.unused_keys import unused_key_errors
 from tests.commands import composed
 from tests.pipelines import tiny_stable_diffusion_xl
 
@@ -151,6 +152,7 @@ def test_training_command_composes(command):
         config = composed(*run)
         for part in (config.task, config.trainer, config.logger):  # the parts that a run instantiates
             OmegaConf.to_container(part, resolve=True, throw_on_missing=True)
+        assert unused_key_errors(config, run, [path.name for path in Path("configs").iterdir()]) == []
 
 
 NO_ARGUMENTS_OF_OURS = ("pytest", "sphinx", "venv", "rnri")

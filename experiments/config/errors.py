@@ -143,12 +143,14 @@ def launcher_error(error: RuntimeError) -> str | None:
     file = traceback.extract_tb(error.__traceback__)[-1].filename
     if type(error) is not RuntimeError or "submitit" not in Path(file).parts:
         return None
-    return f"hydra/launcher: {one_line(error)} Without Slurm, use submitit_local, or omit hydra/launcher."
+    return f"hydra/launcher: {one_line(error)} Without Slurm, set hydra/launcher=submitit_local or omit it."
 
 
 def _unknown_key(key: str, siblings: list[str]) -> str:
     names = [name for name in siblings if not name.startswith("_")]
     choice = nearest(key.rpartition(".")[2], names)
+    if "." not in key:
+        return f"{key}: unknown key; {choice}."
     return f"{key}: unknown key; {choice}. To pass an argument that the config does not list, write +{key}=..."
 
 
