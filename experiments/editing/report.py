@@ -170,7 +170,7 @@ def summary(samples: Rows, seed: int) -> dict[str, Any]:
 
 
 def with_speedups(rows: Rows) -> list[dict[str, Any]]:
-    """Add the column ``speedup``: how many times faster a row is than the same method with the slowest model.
+    """Add the column ``speedup``: the time of the same method with the slowest model divided by the time of the row.
 
     The slowest model is the model with the most sampling steps. Times are compared for the same edit method, where
     Prompt-to-Prompt and attention injection count as the same edit method.
@@ -217,7 +217,7 @@ def _mean_and_interval(values: Sequence[float], seed: int) -> dict[str, float]:
 
 
 def clip_against_lpips(rows: Rows) -> Figure:
-    """Plot the CLIP score with the target prompt against LPIPS to the source image, one panel per model.
+    """Plot the CLIP score with the target prompt against the LPIPS to the source image, with one panel per model.
 
     The figure has the same axes as Figure 6 of the RNRI paper.
     """

@@ -249,7 +249,10 @@ class EditingExperiment(ResumableRun):
 
     @staticmethod
     def _sample_rows(units: Mapping[str, UnitStore], job: EditJob) -> list[dict[str, Any]]:
-        """Return the stored metrics of a finished job, one row per edit and edit method. NaN is replaced by None."""
+        """Return the stored metrics of a finished job, with one row per edit and edit method.
+
+        NaN is replaced by None.
+        """
         rows = sample_rows(job, units[job.folder_key].record(job.key)["rows"])
         return [{**row, **{name: None for name in EDITING.live if math.isnan(row[name])}} for row in rows]
 

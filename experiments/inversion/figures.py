@@ -85,8 +85,9 @@ def nfe(rows: Rows, _: Rows) -> Figure:
 def residuals(rows: Rows, _: Rows) -> Figure:
     """Plot the mean residual against the number of network evaluations per step (Fig. 3b of the RNRI paper).
 
-    The residual of the implicit step equation ``z = f(z)`` is ``|z - f(z)|``, averaged over images and steps. Settings
-    whose rows all have the same number of network evaluations are not shown, unless all settings are of this kind.
+    Each inversion step solves an implicit equation ``z = f(z)`` for the latent ``z``. The plotted values are the
+    residuals ``|z - f(z)|``, averaged over images and steps. Settings whose rows all have the same number of network
+    evaluations are not shown, unless all settings are of this kind.
     """
     settings = by_setting(rows)
     varying = {title: group for title, group in settings.items() if len({row["nfe"] for row in group}) > 1}
@@ -118,7 +119,9 @@ def detection(_: Rows, samples: Rows) -> Figure:
 
 
 def editing(rows: Rows, _: Rows) -> Figure:
-    """Plot the CLIP score of edited images with the edited prompt against the perceptual distance to the source image.
+    """Plot the CLIP score of edited images against their perceptual distance to the source images.
+
+    The CLIP score compares an edited image with the edited prompt.
 
     The axes are similar to the axes of Figure 6 of the RNRI paper.
     """

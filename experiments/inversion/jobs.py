@@ -260,8 +260,8 @@ def jobs(
 ) -> list[InversionJob]:
     """Return the jobs of all methods with all settings.
 
-    The jobs also include those of :data:`VAE_BOUND`, which only encode and decode images. Settings that use the same
-    images share the jobs of :data:`VAE_BOUND`.
+    The list also contains the jobs of the reference method :data:`VAE_BOUND`, which only encodes and decodes images.
+    Settings that use the same images share the jobs of this reference method.
 
     Raises:
         ValueError: a setting contains the name of an unknown method, or sets ``nfe`` for a method whose number of

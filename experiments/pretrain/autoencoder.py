@@ -37,7 +37,7 @@ def edges(images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Autoencoder(LightningModule):
-    """Training of the VAE with the loss ``L1 + 5 MSE + 0.5 edge error + kl_weight KL``, for images in [-1, 1].
+    """Training of the VAE on images in [-1, 1] with the loss ``L1 + 5 * MSE + 0.5 * edge error + kl_weight * KL``.
 
     The edge error is the L1 difference between the :func:`edges` of an image and of its reconstruction.
     """

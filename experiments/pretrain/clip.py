@@ -135,7 +135,10 @@ class ContrastiveModel(LightningModule):
 
     @torch.no_grad()
     def zero_shot(self, images: Tensor) -> Tensor:
-        """Return for each of ``images [B, 3, H, W]`` the index of the concept with the most similar prompt, ``[B]``."""
+        """Return, for each of ``images [B, 3, H, W]``, the index of the concept with the most similar prompt.
+
+        The shape of the result is ``[B]``.
+        """
         return (self.clip(images) @ self._text(self.prompts).T).argmax(-1)
 
     def configure_optimizers(self) -> dict:

@@ -1,4 +1,4 @@
-"""Common code of the two distillations, to a latent consistency model (LCM) and to a flow-matching model."""
+"""Common code of two distillations: to a latent consistency model (LCM) and to a flow-matching model."""
 
 from __future__ import annotations
 
@@ -81,14 +81,14 @@ class ReplayBuffer:
         self.rows = [tensor[-self.capacity :] for tensor in joined]
 
     def sample(self, count: int) -> list[Tensor]:
-        """Return ``count`` random targets, drawn without replacement: the same rows of each tensor."""
+        """Return ``count`` random targets, drawn without replacement. The same rows are taken from each tensor."""
         index = torch.randperm(len(self.rows[0]))[:count]
         return [tensor[index] for tensor in self.rows]
 
 
 @dataclass
 class DistillationTask(TrainingTask):
-    """Common settings of the two distillations of a Stable Diffusion pipeline, to an LCM and to a flow-matching model.
+    """Common settings of two distillations of a Stable Diffusion pipeline: to an LCM and to a flow-matching model.
 
     Args:
         corpus: folder of the emoji corpus.

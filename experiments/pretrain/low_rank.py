@@ -59,7 +59,7 @@ class LowRank(nn.Module):
     def update_average(self, other: LowRank, decay: float) -> None:
         """Update the parameters of this module as an exponential moving average of the parameters of ``other``.
 
-        The new parameters are ``decay * parameters + (1 - decay) * parameters of other``.
+        Each parameter ``p`` becomes ``decay * p + (1 - decay) * q``, where ``q`` is the same parameter of ``other``.
         """
         torch._foreach_lerp_(list(self.parameters()), list(other.parameters()), 1 - decay)
 

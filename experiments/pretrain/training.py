@@ -36,7 +36,7 @@ class TrainingTask:
     batch_size: int
 
     def plan(self, trainer: Trainer) -> list[StagePlan]:
-        """Return the estimated cost of the training: one forward and one backward pass per image of each batch."""
+        """Return the estimated cost of the training: one forward and one backward pass for each image of each batch."""
         steps = trainer.max_steps
         images = steps * self.batch_size
         name = f"training, {steps:,} steps of {self.batch_size} images"

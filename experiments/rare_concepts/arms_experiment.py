@@ -221,21 +221,22 @@ class ArmsExperiment(ResumableRun, ABC):
     def _with_step_weights(self, name: str, arm: Arm) -> Arm:
         """Return a copy of ``arm`` in which SeedSelect has at most as many step weights as there are sampling steps.
 
-        A step weight is the weight of the latent of one of the last sampling steps in the loss. If a step weight is
-        removed, the remaining step weights are printed.
+        SeedSelect's semantic loss is a weighted sum over the latents of the last sampling steps, and a step weight is
+        the weight of one of these latents. If step weights are removed, the remaining step weights are rescaled to the
+        same sum and printed.
         """
         if arm.select is None or len(arm.select.step_weights) <= self.steps:
             return arm
         select = arm.select.with_steps(self.steps)
         weights = ", ".join(f"{weight:.3g}" for weight in select.step_weights)
-        rank_zero_only(print)(f"task.steps={self.steps}: the arm {name!r} uses only the step weights {weights}")
+        rank_zero_only(print)(f"task.steps={self.steps}: the arm {name!r} uses the rescaled step weights {weights}")
         return replace(arm, select=select)
 
     def _other_concepts(self, concepts: Sequence[Concept], selected: Sequence[Concept]) -> list[Concept]:
         """Return random concepts that are not selected, whose real images are also used for detecting copies.
 
-        Together with the selected concepts, there are ``THRESHOLD_CONCEPTS`` concepts, or fewer if the data source does
-        not have so many.
+        The selected and the returned concepts together are ``THRESHOLD_CONCEPTS`` concepts, or fewer concepts if the
+        data source does not have so many.
         """
         names = {concept.name for concept in selected}
         usable = [c for c in concepts if c.name not in names and len(c.references) >= self.references]

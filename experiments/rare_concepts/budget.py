@@ -169,7 +169,9 @@ def budget_figure(rows: Sequence[Mapping], quantity: str) -> Figure:
 
 
 def copies_figure(rows: Sequence[Mapping], quantity: str, real: Mapping) -> Figure:
-    """Plot the accuracy against the share of copies, one curve per method in the order of ``quantity``.
+    """Plot the accuracy against the share of copies, with one curve per method.
+
+    A curve connects the points of a method in increasing order of ``quantity``.
 
     Args:
         rows: one row per method and value of ``quantity``.

@@ -68,7 +68,10 @@ class RunContext:
         return UnitStore(self.run_dir / "units" / arm, settings)
 
     def inversion_stage(self, arm: str) -> InversionStage | None:
-        """Return the stage that inverts the reference images for an arm (pipeline), or None if it has no inverter."""
+        """Return the stage that inverts the reference images for an arm (pipeline).
+
+        The result is None if the arm has no inverter.
+        """
         inverter = self.arms[arm].inverter
         if inverter is None:
             return None

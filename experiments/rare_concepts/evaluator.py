@@ -76,7 +76,10 @@ class Evaluator:
     sscd: Sscd | None = None
 
     def arms(self) -> dict[str, ClassifiedImages]:
-        """Classify and score the generated images; return a dict from the name of each arm (pipeline) to its images."""
+        """Classify and score the generated images.
+
+        The returned dict maps the name of each arm (pipeline) to its classified images.
+        """
         units = {arm: self.context.units(arm) for arm in self.context.arms}
         scores: dict[str, list[list[ImageScore | None]]] = {arm: [] for arm in units}
         detections: dict[str, list[CopyDetection | None]] = {arm: [] for arm in units}

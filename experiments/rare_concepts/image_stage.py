@@ -144,9 +144,10 @@ class ImageStage:
         )
 
     def _accuracy_rows(self, unit: Unit) -> Iterator[dict[str, Any]]:
-        """Yield whether each generated image is classified correctly, for every table row that contains the image.
+        """Yield one dict per generated image and table row: whether the image is classified correctly.
 
-        An image with NaN or infinite pixels counts as misclassified.
+        An image yields one dict for every table row that contains the image. An image with NaN or infinite pixels
+        counts as misclassified.
 
         Args:
             unit: name of the arm (pipeline), and concept of the images.

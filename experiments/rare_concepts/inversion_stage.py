@@ -43,7 +43,7 @@ class CachedSeeds:
     seconds: Tensor
 
     def select(self, rows: Tensor) -> CachedSeeds:
-        """Return the results of the b images with the indices ``rows``, ``int64 [b]``."""
+        """Return the results of the images whose indices are in ``rows``, a tensor ``int64 [b]``."""
         return CachedSeeds(**{name: value[rows.to(value.device)] for name, value in vars(self).items()})
 
 

@@ -105,13 +105,19 @@ class ClassifiedImages:
         return None if self.second_correct is None else self._new(self.second_correct)
 
     def _new(self, correct: Sequence[bool]) -> list[bool | None]:
-        """Return whether each sample is correct and not a copy; None if it is correct and may be a copy."""
+        """Return whether each sample is correct and not a copy.
+
+        The value is None if the sample is correct, but it is not known whether the sample is a copy.
+        """
         pairs = zip(correct, self.copies, strict=True)
         return [None if right and copy is None else right and not copy for right, copy in pairs]
 
     @property
     def features_by_concept(self) -> list[Tensor]:
-        """For each concept, the features ``float64 [m, D]`` of its m samples without NaN and infinity, if m > 0."""
+        """For each concept, the features ``float64 [m, D]`` of its m samples without NaN and infinity.
+
+        Concepts without such samples are omitted.
+        """
         names = [c.name for c, record in zip(self.concepts, self.records, strict=True) if record["finite"]]
         return [self.features[[name == other for other in names]] for name in dict.fromkeys(names)]
 
@@ -191,7 +197,10 @@ def _with_interval(name: str, values: Sequence[float], groups: Sequence[str], se
 
 
 def _rows_by_bucket(concepts: Sequence[Concept]) -> dict[str, list[int]]:
-    """Return the indices of the images of each bucket (group of concepts), and of all images as ``total``."""
+    """Return a dict from each bucket (group of concepts) to the indices of its images.
+
+    The additional key ``total`` contains the indices of all images.
+    """
     present = {concept.bucket for concept in concepts}
     buckets = {b: [k for k, concept in enumerate(concepts) if concept.bucket == b] for b in BUCKETS if b in present}
     return buckets | {"total": list(range(len(concepts)))}

@@ -24,7 +24,7 @@ RunRows = dict[tuple[Any, ...], Mapping[str, Any]]
 
 
 def compare(runs: Sequence[Run]) -> Table:
-    """Return a table with one row per metric and result row, for the result rows that all ``runs`` have.
+    """Return a table with one row for each metric of each result row that all ``runs`` have.
 
     The table has one column per run. The column of every run except the first is followed by a column with the
     difference: the value of this run minus the value of the first run.

@@ -155,7 +155,8 @@ class Run:
     def reference_seeds(self, concept: str) -> dict[str, Tensor]:
         """Return the inverted seeds of the R reference images of a concept.
 
-        The returned dict maps the name of each inversion method to a tensor ``[R,C,h,w]``.
+        The returned dict maps each value of the column ``inverter`` of :attr:`inverted_seeds` to a tensor
+        ``[R,C,h,w]``.
         """
         prompts = set(self.units[self.units.concept == concept].prompt)
         seeds = self.inverted_seeds
@@ -181,10 +182,11 @@ class Run:
 
 
 def _newest_folder(arm: Path) -> list[Path]:
-    """Return the files in the subfolder of ``arm`` that contains the most recently modified file, sorted by name.
+    """Return the files of the most recently modified subfolder of ``arm``, sorted by name.
 
     ``arm`` is the folder with the generated images of one method. The folder has one subfolder per combination of
-    settings with which the method was run.
+    settings with which the method was run. The most recently modified subfolder is the subfolder that contains the most
+    recently modified file.
     """
     folders = [folder for folder in arm.iterdir() if any(folder.glob("[!.]*.safetensors"))]
     if not folders:

@@ -255,7 +255,7 @@ def reading_jobs(
     batch_size: int,
     default_guidance: float,
 ) -> list[ReadingJob]:
-    """Return the jobs that read watermarks, for each method with each setting that includes the method.
+    """Return the jobs that read watermarks. Each method is run with each setting that includes the method.
 
     Raises:
         ConfigError: a setting contains the name of an unknown method or attack, or sets ``nfe`` for a method whose

@@ -274,7 +274,7 @@ def _label(row: Mapping[str, Any]) -> str:
 
 
 def method_tables(rows: Rows) -> list[Table]:
-    """Return one table per number of steps, guidance scale and sampler, with one row per method and NFE."""
+    """Return one table for each combination of steps, guidance scale and sampler, with one row per method and NFE."""
     columns = [
         Column("label", "method"),
         Column("nfe", "NFE"),
