@@ -54,7 +54,9 @@ def test_unregistered_pipeline_is_rejected_with_supported_models(page):
     class UnknownPipeline(DiffusionPipeline):
         pass
 
-    with pytest.raises(ValueError, match=r"UnknownPipeline is not a supported .*: supported are .*Stable Diffusion 1"):
+    with pytest.raises(
+        ValueError, match=r"UnknownPipeline is not a supported .*: load a supported model .*Stable Diffusion 1"
+    ):
         rnri.LatentDiffusion(UnknownPipeline())
 
 

@@ -149,14 +149,14 @@ def edit(
             edited prompt or a list of edited prompts for each image.
         edit_config: settings of the edit: ``PromptToPrompt`` for UNets, ``Injection`` for Stable Diffusion 3 and FLUX;
             None means the default settings of the model family.
-        pipeline_kwargs: further arguments of the pipeline, such as ``output_type`` or ``callback_on_step_end``. A
-            ``PipelineCallback`` of diffusers receives the tensors that its ``tensor_inputs`` names. A callback of
+        pipeline_kwargs: additional arguments of the pipeline call, such as ``output_type`` or ``callback_on_step_end``.
+            A ``PipelineCallback`` of diffusers receives the tensors that its ``tensor_inputs`` names. A callback of
             diffusers that turns off guidance, such as ``SDCFGCutoffCallback``, keeps only the conditional embeddings of
             the last prompt; ``edit`` keeps the conditional embeddings of all prompts instead.
 
     Raises:
-        ValueError: ``pipe`` samples with another schedule than the inversion; ``edit_config`` does not fit the network
-            or names words that the prompts do not contain; the pipeline has an IP-Adapter or custom attention
+        ValueError: ``pipe`` samples with a different schedule than the inversion; ``edit_config`` does not fit the
+            network or names words that the prompts do not contain; the pipeline has an IP-Adapter or custom attention
             processors; a seed is not finite; or a pipeline argument is reserved or unsupported. ValueError for an
             invalid argument is raised before the network runs. ValueError is also raised if the sampled latents or the
             output of the VAE are not finite.
@@ -245,8 +245,8 @@ def attn_processor(network: ModelMixin, processor: Any) -> Iterator[None]:
     custom = next((value for value in processors.values() if type(value) not in PLAIN_PROCESSORS), None)
     if custom is not None:
         raise ValueError(
-            f"the network has attention processors of {type(custom).__name__}, which an edit would disable: unload "
-            "IP-Adapters and set the default processors first."
+            f"the network's attention layers use {type(custom).__name__}, which the edit would replace: unload the "
+            "IP-Adapter, or set diffusers' default attention processors with set_attn_processor."
         )
     try:
         network.set_attn_processor(dict.fromkeys(processors, processor))
@@ -323,7 +323,7 @@ def _edited_prompts(prompt: object, images: int) -> list[list[str]]:
         is_list = isinstance(prompts, list | tuple) and len(prompts) > 0
         if not is_list or not all(isinstance(text, str) for text in prompts):
             raise ValueError(
-                f"prompt={prompt!r}: must have an edited prompt or a non-empty list of edited prompts per image."
+                f"prompt={prompt!r}: must have, for each image, an edited prompt or a non-empty list of edited prompts."
             )
     return [list(prompts) for prompts in result]
 

@@ -125,10 +125,11 @@ class FlowEdit:
 class PseudoGuidance:
     """Pseudo-guidance of TurboEdit (Deutch et al. 2024, arXiv 2408.00735): scales the prompt's effect on every step.
 
-    ``x_t`` are independent noisy samples of the image, one per noise level ``t``, as in edit-friendly DDPM inversion.
-    ``mu(z, source)`` and ``mu(z, target)`` are the means of a DDPM step from ``z`` with the source prompt and with the
-    edited prompt. ``w`` is the scale of the prompt's effect. The edit ``z`` starts at the noisiest sample, and the step
-    from noise level ``t`` to the lower noise level ``s`` adds the noise map ``n`` of the image::
+    ``x_t`` are independent noisy samples of the image, one per noise level ``t``, as in edit-friendly DDPM inversion. A
+    DDPM step from a latent ``z`` draws the next latent from a Gaussian distribution. ``mu(z, source)`` is the mean of
+    this distribution if the network predicts noise for the source prompt, and ``mu(z, target)`` is the mean for the
+    edited prompt (target). ``w`` is the scale of the prompt's effect. The edit ``z`` starts at the noisiest sample. The
+    step from noise level ``t`` to the lower noise level ``s`` adds the noise map ``n`` of the image::
 
         z <- mu(z, source) + w (mu(z, target) - mu(z, source)) + n,    n = x_s - mu(x_t, source)
 

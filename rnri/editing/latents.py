@@ -1,4 +1,4 @@
-"""Edits images with any inversion method by changing the attention while the method reconstructs the images.
+"""Edits images with any inversion method: changes the attention while the method reconstructs the images.
 
 Unlike ``rnri.editing.edit``, which calls a pipeline, this module supports methods that store more than a seed.
 """
@@ -50,7 +50,7 @@ def edit_latents(
         prompts: source prompts, one per image.
         edited: edited prompts, one per image.
         edit_config: settings of the edit; None means the default settings of ``edit_config_class(model)``.
-        guidance: guidance scale of the reconstruction.
+        guidance: guidance scale of the reconstructions and of the edits.
 
     Raises:
         ValueError: the numbers of prompts, edited prompts and images differ; ``edit_config`` is invalid as described in
@@ -60,7 +60,8 @@ def edit_latents(
     images = len(inversion.seed)
     if not len(prompts) == len(edited) == images:
         raise ValueError(
-            f"{len(prompts)} prompts and {len(edited)} edited prompts for {images} images: the numbers must be equal."
+            f"prompts, edited: got {len(prompts)} prompts and {len(edited)} edited prompts for {images} images; pass "
+            "one prompt and one edited prompt per image."
         )
     if isinstance(edit_config, PromptToPrompt) and edit_config.blend:
         raise ValueError(

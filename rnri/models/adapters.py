@@ -30,7 +30,7 @@ IGNORED_WEIGHTS = ("dora_scale", ".diff", "position_embedding")
 """Parts of the names of weights in LoRA files that diffusers ignores with a warning."""
 
 TEXT_ENCODER_LAYER = re.compile(r"^(lora_te|text_encoder).*(lora_down|lora\.down|lora_A|lora_linear_layer\.down)")
-"""Pattern of the names of LoRA weights that belong to text encoders; it matches one weight per layer."""
+"""Pattern of the names of LoRA weights of text encoders; the pattern matches one weight per layer."""
 
 
 def check_scheduler_name(name: str | None) -> None:
@@ -45,10 +45,11 @@ def check_scheduler_name(name: str | None) -> None:
 def set_scheduler(pipeline: DiffusionPipeline, name: str) -> None:
     """Set ``pipeline.scheduler`` to a scheduler of the class ``name``, created from the old scheduler's config.
 
-    The new scheduler keeps a setting that has another name in its class: the shift of flow matching (``shift`` or
-    ``flow_shift``), and that the network predicts a velocity of flow matching. As in diffusers, a setting that only the
-    new class has is the default of this class. For example, the last step of ``DPMSolverMultistepScheduler`` ends at
-    noise level 0 (``final_sigmas_type``) for every ``set_alpha_to_one`` of a ``DDIMScheduler``.
+    Settings that have another name in the new class are renamed: the shift of flow matching (``shift`` or
+    ``flow_shift``), and the setting that the network predicts a flow-matching velocity. As in diffusers, a setting that
+    only the new class has gets the default value of the new class. For example, the last step of a new
+    ``DPMSolverMultistepScheduler`` ends at noise level 0 (``final_sigmas_type``), independent of ``set_alpha_to_one``
+    of an old ``DDIMScheduler``.
 
     Raises:
         ValueError: the old scheduler rescales its betas to zero terminal SNR, which the new class does not support.
@@ -65,7 +66,7 @@ def set_scheduler(pipeline: DiffusionPipeline, name: str) -> None:
 
 
 def _renamed_settings(scheduler: SchedulerMixin, parameters: Container[str]) -> dict[str, object]:
-    """Return the settings of ``scheduler`` that have another name in the new scheduler's class, by the new name.
+    """Return the settings of ``scheduler`` that have another name in the new scheduler's class, under the new names.
 
     ``parameters`` are the names of the arguments of the new class. ``from_config`` of diffusers would replace these
     settings by the defaults of the new class.
@@ -147,21 +148,22 @@ def _convert(pipeline: DiffusionPipeline, path: str | Path, *, local_files_only:
 def _check_no_ignored_weights(path: str | Path, raw: Mapping[str, Tensor]) -> None:
     """Raise ValueError if a LoRA file has nonzero weights that diffusers ignores with a warning.
 
-    ``raw`` contains the tensors of the file ``path`` by the names in the file.
+    ``raw`` maps the names of the weights in the file ``path`` to the weights.
     """
     ignored = [name for name, weight in raw.items() if any(map(name.__contains__, IGNORED_WEIGHTS)) and weight.any()]
     if ignored:
         kind = " (it is a DoRA)" if "dora_scale" in ignored[0] else ""
         raise ValueError(
-            f"lora {str(path)!r} has {len(ignored)} weights that diffusers ignores, first {ignored[0]}{kind}: use a "
-            "LoRA without these weights."
+            f"lora {str(path)!r} has {len(ignored)} weights that diffusers ignores, such as {ignored[0]}{kind}: use "
+            "a LoRA without these weights."
         )
 
 
 def _layers(weights: Mapping[str, Tensor]) -> list[str]:
     """Return the layers of a LoRA, such as ``unet.mid_block.attentions.0.proj_in``.
 
-    ``weights`` may have names in any format that diffusers supports; the names are converted to the format of peft.
+    The names in ``weights`` may have any format that diffusers supports; they are converted to the format of the
+    package ``peft``.
     """
     layers: dict[str, None] = {}
     for component in dict.fromkeys(name.partition(".")[0] for name in weights):
@@ -186,15 +188,18 @@ def _modules(pipeline: DiffusionPipeline) -> dict[str, nn.Module]:
 
 
 def _module_name(component: str, name: str) -> str:
-    """Return ``component.name``, where ``name`` has no prefix ``text_model.``, which only some versions of CLIP use."""
+    """Return ``component.name`` without the prefix ``text_model.`` of ``name``, which not all versions of CLIP use."""
     return f"{component}.{name.removeprefix('text_model.')}"
 
 
 def _check_layers(path: str | Path, layers: Sequence[str], available: Container[str]) -> None:
-    """Raise ValueError if a layer of the LoRA ``path`` is not among the ``available`` modules of the pipeline."""
+    """Raise ValueError if a layer in ``layers`` of the LoRA at ``path`` is not in ``available``.
+
+    ``available`` contains the names of the pipeline's modules.
+    """
     missing = [layer for layer in layers if layer not in available]
     if missing:
         raise ValueError(
-            f"lora {str(path)!r} does not fit this checkpoint: {len(missing)} of its {len(layers)} layers, first "
-            f"{missing[0]}, do not exist in the checkpoint; use a LoRA of the same architecture."
+            f"lora {str(path)!r} does not fit this checkpoint: {len(missing)} of its {len(layers)} layers, "
+            f"such as {missing[0]}, do not exist in the checkpoint; use a LoRA of the same architecture."
         )

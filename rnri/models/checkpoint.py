@@ -95,14 +95,14 @@ def _download(source: str, omitted: Mapping[str, object], **options: object) -> 
     except Exception as error:  # the hub's client raises errors of various types
         raise ValueError(
             f"checkpoint {source!r} could not be downloaded: {first_line(error)}; check that the hub can be reached, "
-            "or give a local folder."
+            "or pass a local folder."
         ) from error
 
 
 def _load_networks(
     folder: Path, index: Mapping[str, Any], variant: str | None, dtype: torch.dtype
 ) -> dict[str, nn.Module]:
-    """Load each network separately, so that missing and unknown weights are found; return the networks by name."""
+    """Load each network separately, so that missing and unknown weights are detected; return the networks by name."""
     networks = {}
     for name in component_names(index):
         library, class_name = index[name]
@@ -130,5 +130,5 @@ def _as_dtype(dtype: torch.dtype | str) -> torch.dtype:
     result = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if result not in DTYPES:
         names = ", ".join(str(supported).removeprefix("torch.") for supported in DTYPES)
-        raise ValueError(f"dtype={dtype!r} is unknown: choose {names}.")
+        raise ValueError(f"dtype={dtype!r} is unknown: choose one of {names}.")
     return result

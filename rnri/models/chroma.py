@@ -21,7 +21,8 @@ from rnri.models.predictor import Condition
 class ChromaDenoiser(FluxDenoiser):
     """``Denoiser`` that returns the velocity (noise minus clean latent) predicted by a ``ChromaTransformer2DModel``.
 
-    ``Condition.added["mask"]`` (float ``[B,L+hw/4]``) excludes the padding tokens of the text from the attention.
+    ``Condition.added["mask"]`` (float ``[B,L+hw/4]``, for L text tokens and hw/4 image tokens) excludes the padding
+    tokens of the text from the attention.
     """
 
     def condition_inputs(self, condition: Condition) -> dict[str, Tensor | None]:

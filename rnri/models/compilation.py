@@ -18,7 +18,7 @@ def compile_network(network: nn.Module, device: torch.device) -> None:
     """Compile ``network`` in place; the first call for each batch size compiles, which takes up to minutes.
 
     On CUDA, the launches of the compiled network are captured in CUDA graphs. PyTorch compiles a network for at most
-    ``torch._dynamo.config.recompile_limit`` batch sizes, 8 by default, and evaluates further batch sizes without
+    ``torch._dynamo.config.recompile_limit`` batch sizes, 8 by default, and evaluates all other batch sizes without
     compilation. ``compile_network`` sets ``recompile_limit`` to at least 64 for the whole process.
 
     Raises:

@@ -40,10 +40,10 @@ from rnri.models.fingerprint import tensor_digest
 from rnri.validation import first_line
 
 ALPHA_BAR_FLOOR = 2.0**-40
-"""Value that replaces ``alpha_bar = 0`` at the last timestep of a zero-terminal-SNR schedule.
+"""Value that replaces a zero in ``alphas_cumprod`` at the last timestep of a zero-terminal-SNR schedule.
 
-For ``alpha_bar = 0`` a DDIM step would divide by zero. With latents in float64, replacing 0 by 2^-40 changes a sampled
-latent by a relative amount of about 1e-6.
+For ``alphas_cumprod = 0``, a DDIM step would divide by zero. With latents in float64, replacing 0 by 2^-40 changes a
+sampled latent by a relative amount of about 1e-6.
 """
 
 FIXED_STRIDE_SCHEDULERS = (
@@ -54,7 +54,7 @@ FIXED_STRIDE_SCHEDULERS = (
     DDPMScheduler,
     PNDMScheduler,
 )
-"""Schedulers whose steps reduce the timestep by a fixed amount instead of going to the next timestep of the list."""
+"""Schedulers whose steps reduce the timestep by a fixed amount instead of going to the next entry of ``timesteps``."""
 
 CONSISTENCY_SCHEDULERS = (LCMScheduler, TCDScheduler)
 
@@ -70,11 +70,11 @@ def is_flow(scheduler: SchedulerMixin) -> bool:
 
 
 def alpha_bar_table(scheduler: SchedulerMixin) -> Tensor:
-    """Return the cumulative alphas of all training timesteps, float64 ``[num_train_timesteps]`` in (0, 1].
+    """Return the scheduler's ``alphas_cumprod`` for all training timesteps, float64 ``[num_train_timesteps]``.
 
-    The values are the scheduler's float32 values, including any rescaling and shift, converted to float64. A zero at
-    the last timestep (zero terminal SNR, Lin et al. 2024, https://arxiv.org/abs/2305.08891) is replaced by
-    ``ALPHA_BAR_FLOOR``.
+    All values are in (0, 1]. The values are the scheduler's float32 values, including any rescaling and shift,
+    converted to float64. A zero at the last timestep (zero terminal SNR, Lin et al. 2024,
+    https://arxiv.org/abs/2305.08891) is replaced by ``ALPHA_BAR_FLOOR``.
 
     Raises:
         ValueError: the scheduler has no table of betas (for example, a flow-matching scheduler).
@@ -106,7 +106,7 @@ def scheduler_settings(scheduler: SchedulerMixin) -> dict[str, object]:
 
 
 def check_scheduler(scheduler: SchedulerMixin) -> None:
-    """Raise ValueError if a diffusion scheduler is not supported for any number of steps.
+    """Raise ValueError if a diffusion scheduler is not supported, independent of the number of sampling steps.
 
     Raises:
         ValueError: the scheduler has no betas; the network predicts a velocity of flow matching; the scheduler clips
@@ -129,7 +129,9 @@ def check_scheduler(scheduler: SchedulerMixin) -> None:
 
 
 def diffusion_steps(scheduler: SchedulerMixin, steps: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return ``(timesteps, alpha_bar, alpha_bar_next)``, each ``[N]``, the arguments of :meth:`Schedule.diffusion`.
+    """Return ``(timesteps, alpha_bar, alpha_bar_next)``, each ``[N]`` for N sampling steps.
+
+    The three tensors are the arguments of :meth:`Schedule.diffusion`.
 
     Raises:
         ValueError: the scheduler or the number of steps is not supported, see ``Schedule.from_scheduler``.
@@ -165,7 +167,9 @@ def flow_steps(
     sigmas: Sequence[float] | None = None,
     mu: float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return ``(timesteps [N], sigmas [N+1])``, float64, the arguments of :meth:`Schedule.flow`.
+    """Return ``(timesteps [N], sigmas [N+1])``, float64, for N sampling steps.
+
+    The two tensors are the arguments of :meth:`Schedule.flow`.
 
     A copy of the scheduler computes the timesteps and the sigmas in float32; both are then converted to float64.
 
@@ -209,8 +213,8 @@ def _integer_timesteps(scheduler: SchedulerMixin, timesteps: Tensor, table: Tens
     """Return ``timesteps`` as int64 ``[N]``.
 
     Raises:
-        ValueError: ``timesteps`` are not descending integers, or are not indices of ``table``, the cumulative alphas of
-            all training timesteps.
+        ValueError: ``timesteps`` are not descending integers, or are not indices of ``table``, which contains
+            ``alphas_cumprod`` for all training timesteps.
     """
     if isinstance(scheduler, FIXED_STRIDE_SCHEDULERS):
         # For some numbers of steps, such as 61, diffusers' trailing spacing ends with a wrong timestep -1 due to

@@ -48,10 +48,12 @@ class LatentDiffusion:
     of the network.
 
     ``sample`` and ``pipe(latents=seed)`` generate the same image from a seed if the pipeline's scheduler is DDIM or
-    flow matching. Pipelines whose transformer takes packed latents, such as FLUX's, need ``family.pack(seed)`` instead
-    of ``seed``. With other schedulers, the pipeline generates a different image. For example, Euler scales latents by
-    0.9977 for trailing timesteps, and LCM adds noise between steps; the latents of PNDM differ by up to 7 % for few
-    steps. With the scheduler that ``rnri.scheduler_for`` returns, the pipeline generates the same image as ``sample``.
+    flow matching. Pipelines whose transformer takes packed latents, such as FLUX's, need ``latents=family.pack(seed)``,
+    where ``family`` is an attribute of ``LatentDiffusion``. With other schedulers, ``pipe(latents=seed)`` generates a
+    different image than ``sample``. For example, ``EulerDiscreteScheduler`` scales the seed by 0.9977 for trailing
+    timesteps, and ``LCMScheduler`` adds noise between steps. With ``PNDMScheduler`` and few steps, the latents differ
+    by up to 7 % from the latents of ``sample``. With the scheduler that ``rnri.scheduler_for`` returns, the pipeline
+    generates the same image as ``sample``.
 
     Args:
         pipeline: a diffusers pipeline; CPU offload is supported.
@@ -143,9 +145,9 @@ class LatentDiffusion:
     def compile_network(self) -> None:
         """Compile the denoising network in place with ``torch.compile``, for static shapes.
 
-        The first evaluation of each batch size compiles the network, which takes seconds to minutes. The results of the
-        compiled network differ by rounding errors from the results without compilation. On CUDA, the kernel launches
-        are captured in CUDA graphs.
+        The first call of the network with each batch size compiles the network, which takes seconds to minutes. The
+        results of the compiled network differ by rounding errors from the results without compilation. On CUDA, the
+        kernel launches are captured in CUDA graphs.
 
         Raises:
             ConfigError: PyTorch finds no compiler for the device.
@@ -161,7 +163,7 @@ class LatentDiffusion:
 
     @property
     def alpha_bar(self) -> Tensor:
-        """Cumulative alphas of the training timesteps, float64 ``[num_train_timesteps]``.
+        """The scheduler's ``alphas_cumprod`` for all training timesteps, float64 ``[num_train_timesteps]``.
 
         Raises:
             ValueError: the model is a flow-matching model.
@@ -194,8 +196,8 @@ class LatentDiffusion:
         The hash includes active adapters and their scales, tokenizers, the scheduler and its tables, attention
         processors and hooks, and whether the network is compiled. Components that do not affect the generated images,
         such as the safety checker, are not included. The same weights in a different dtype have a different
-        fingerprint. Every access reads all weights, because a weight can change without notice. Cache the value as long
-        as the model does not change.
+        fingerprint. Every access reads all weights, because a weight can change without notice. Store the value to
+        reuse it as long as the model does not change.
         """
         networks = {name: value for name, value in components(self.pipeline).items() if name not in IGNORED_COMPONENTS}
         settings: dict[str, object] = {"scheduler": scheduler_settings(self.pipeline.scheduler)}
@@ -239,16 +241,17 @@ class LatentDiffusion:
     def predictor(
         self, prompts: Sequence[str], guidance: float = 1.0, negative_prompt: str | Sequence[str] = ""
     ) -> NoisePredictor:
-        """Return the predictor of noise or velocity for a batch of ``prompts``; its evaluation counts start at 0.
+        """Return the predictor of noise or velocity for a batch of ``prompts``, whose evaluation counts start at 0.
 
         ``guidance=1`` disables guidance. A value of ``guidance`` above 1 is the scale of classifier-free guidance.
-        Networks that take the guidance scale as an input (LCM, FLUX.1 dev) receive ``guidance`` as this input; their
-        guidance is not classifier-free guidance. ``negative_prompt`` is one negative prompt for all samples, or a list
-        with one negative prompt per sample.
+        Networks that take the guidance scale as an input (LCM, FLUX.1 dev) receive ``guidance`` as this input and do
+        not use classifier-free guidance. ``negative_prompt`` is one negative prompt for all samples, or a list with one
+        negative prompt per sample.
 
         Raises:
-            ValueError: ``guidance`` is below 1 or not finite, ``prompts`` is empty or a single string, or the number
-                of negative prompts differs from the number of prompts; or the network has a cache.
+            ValueError: ``guidance`` is below 1 or not finite, ``prompts`` is empty or a single string, or the number of
+                negative prompts differs from the number of prompts; or the network has a cache that reuses results of
+                earlier calls.
         """
         guidance = as_guidance(guidance)
         check_prompts(prompts)
@@ -286,14 +289,17 @@ class LatentDiffusion:
         checkpoint: bool = False,
         on_step: LatentCallback = no_callback,
     ) -> list[Tensor]:
-        """Return the latents after the last ``keep_last`` steps; see :func:`rnri.models.sampling.trajectory`."""
+        """Return a list of the latents after each of the last ``keep_last`` steps.
+
+        See :func:`rnri.models.sampling.trajectory`.
+        """
         return trajectory(seed, predictor, schedule, keep_last=keep_last, checkpoint=checkpoint, on_step=on_step)
 
     def noise(self, sample_ids: Sequence[int | str], seed: int) -> Tensor:
         """Return standard normal noise latents ``[B,C,h,w]``, float32, one per sample id.
 
-        Each row depends only on the random seed ``seed`` and on the row's sample id, not on the batch, the device or
-        the number of processes.
+        The noise of a sample depends only on the random seed ``seed`` and on the sample id, not on the batch, the
+        device or the number of processes.
         """
         return noise_for_samples(sample_ids, seed, self.latent_shape).to(self.device)
 

@@ -19,10 +19,10 @@ def eval_no_grad(*modules: nn.Module) -> Iterator[None]:
 
     Training modes and ``requires_grad`` flags are restored on exit, also after an exception. Gradients with respect to
     the inputs are still computed. A backward pass that recomputes the forward pass must enter the ``with`` block again.
-    The modes and flags are read on every entry, so changes that the user makes between two entries are preserved.
-    Entering ``eval_no_grad`` again inside a block for the same modules does nothing. Reading all modes and flags takes
-    about a hundredth of the running time of a small network; therefore inversion and sampling enter one block around
-    all their network evaluations.
+    The modes and flags are read on every entry, so changes that the user makes between two entries into such blocks are
+    preserved. Entering ``eval_no_grad`` again inside a block for the same modules does nothing. Reading all modes and
+    flags takes about a hundredth of the running time of a small network; therefore inversion and sampling enter one
+    block around all their network evaluations.
     """
     prepared = _PREPARED.get()
     modules = tuple(module for module in modules if module not in prepared)

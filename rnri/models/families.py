@@ -35,7 +35,7 @@ def family_of(pipeline: DiffusionPipeline) -> Family:
         )
         raise ValueError(
             f"{type(pipeline).__name__} is not a supported text-to-image pipeline: "
-            f"{remedy or f'supported are {supported_models()}'}."
+            f"{remedy or f'load a supported model ({supported_models()})'}."
         )
     check_required_components(pipeline, family.required_components(type(pipeline)))
     return family(pipeline)
@@ -57,7 +57,10 @@ def _similar_pipeline(pipeline: DiffusionPipeline) -> str | None:
 def _accepts_components(
     family: type[Family], pipeline_class: type[DiffusionPipeline], pipeline: DiffusionPipeline
 ) -> bool:
-    """Return whether images can be inverted with a ``pipeline_class`` that has the components of ``pipeline``."""
+    """Return whether images can be inverted with a pipeline of the class ``pipeline_class``.
+
+    The pipeline would have the components of ``pipeline``.
+    """
     parameter = inspect.signature(pipeline_class).parameters.get(family.network_name)
     network_class = getattr(parameter, "annotation", None)
     if isinstance(network_class, type) and not isinstance(getattr(pipeline, family.network_name, None), network_class):

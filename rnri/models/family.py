@@ -109,7 +109,7 @@ class Family(ABC):
         """Return the schedule that the pipeline uses for latents of size ``(h, w)`` and ``steps`` sampling steps."""
 
     def latent_statistics(self, latents: Tensor) -> tuple[Tensor | float, Tensor | float]:
-        """Return the ``(mean, std)`` with which the VAE's latents are normalized, on the device of ``latents``.
+        """Return the mean and the standard deviation that normalize the VAE's latents, on the device of ``latents``.
 
         A latent ``z`` of the network corresponds to the VAE's latent ``std z + mean``.
         """
@@ -146,7 +146,7 @@ class Family(ABC):
         return self.network.dtype
 
     def pipeline_kwargs(self, guidance: float) -> dict[str, Any]:
-        """Return the arguments that make a call of the pipeline sample with the guidance scale ``guidance``.
+        """Return the keyword arguments with which a pipeline call samples with the guidance scale ``guidance``.
 
         Args:
             guidance: scale of classifier-free guidance; 1 means no guidance.

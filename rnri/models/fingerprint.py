@@ -43,7 +43,7 @@ def tensor_digest(tensor: Tensor) -> str:
 
 
 def runtime_flags(module: nn.Module) -> dict[str, object]:
-    """Return the settings of a loaded network that change its output but are neither weights nor config.
+    """Return the settings of a loaded network that change the network's output but are neither weights nor config.
 
     The returned settings are adapters, FreeU, attention processors, hooks and tiling. The settings are read from
     attributes of ``peft`` layers, of diffusers' attention processors and of diffusers' blocks, without importing
@@ -107,7 +107,10 @@ def _to_json(value: object) -> object:
 
 
 def _hooks(module: nn.Module) -> list[object]:
-    """Return the module's forward hooks and diffusers hooks, except hooks that only move weights between devices."""
+    """Return the names of the module's forward hooks and the names and settings of its diffusers hooks.
+
+    Hooks that only move weights between devices are not included.
+    """
     forward_hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
     names = [_qualified_name(hook) for hook in forward_hooks]
     hooks: list[object] = [name for name in names if not name.startswith(OFFLOAD_PREFIX)]

@@ -32,8 +32,8 @@ class FluxDenoiser(TransformerDenoiser):
     The guidance scale, which the network of FLUX.1 dev takes as an input, is part of the condition.
 
     Attributes:
-        text_ids: position ids of the text tokens, ``[L,3]``.
-        image_ids: position ids of the image tokens, ``[hw/4,3]``.
+        text_ids: position ids of the L text tokens, ``[L,3]``.
+        image_ids: position ids of the image tokens of latents of size ``(h, w)``, ``[hw/4,3]``.
     """
 
     text_ids: Tensor  # [L,3]
@@ -159,7 +159,7 @@ class FluxFamily(PackedTransformerFamily):
         return self.pipeline._prepare_latent_image_ids(batch_size, height, width, device, dtype)
 
     def schedule(self, steps: int, latent_size: tuple[int, int]) -> Schedule:
-        """Return the pipeline's schedule; before the scheduler's shift, its sigmas descend from 1 to ``1 / steps``.
+        """Return the pipeline's schedule; before the scheduler's shift, the sigmas descend from 1 to ``1 / steps``.
 
         With dynamic shifting, the shift of the sigmas depends on the number of image tokens.
         """

@@ -29,8 +29,8 @@ TEXT_LAYERS = 3
 class Flux2Denoiser(FluxDenoiser):
     """``Denoiser`` that returns the velocity (noise minus clean latent) predicted by a ``Flux2Transformer2DModel``.
 
-    Each spatial element of the latents is one image token. The position ids of the text tokens have the shape
-    ``[L,4]``, and the position ids of the image tokens have the shape ``[hw,4]``.
+    Each spatial element of the latents is one image token. The position ids of L text tokens have the shape ``[L,4]``,
+    and the position ids of the image tokens of latents of size ``(h, w)`` have the shape ``[hw,4]``.
     """
 
     def to_tokens(self, z: Tensor) -> Tensor:
@@ -138,8 +138,8 @@ class Flux2Family(TransformerFamily):
         """Raise ValueError if a negative prompt is not empty; the pipelines of FLUX.2 take no negative prompt."""
         if any(negatives):
             raise ValueError(
-                f"negative_prompt: must be empty for {type(self.pipeline).__name__}, which takes no negative prompt, "
-                f"got {negatives!r}."
+                f"negative_prompt={negatives!r} has no effect on {type(self.pipeline).__name__}, which takes no "
+                "negative prompt: leave negative_prompt empty."
             )
 
     def _encode_prompts(self, prompts: list[str]) -> tuple[Condition, Tensor]:

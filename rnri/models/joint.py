@@ -1,4 +1,4 @@
-"""Evaluates several predictors in one batch of the network, which is faster than one batch per predictor."""
+"""Evaluates several predictors in one network call, which is faster than one call per predictor."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rnri.models.predictor import Condition, Denoiser, GuidedDenoiser, NoisePred
 
 
 class JointPredictor:
-    """Several predictors of one network, for different prompts or guidance scales, that are evaluated in one batch.
+    """Several predictors of one network, for different prompts or guidance scales, evaluated in one network call.
 
     Each predictor counts the same forward evaluations as in a separate call; backward evaluations are not counted in a
     joint call. Predictors that do not share one network, such as predictors of different classes, are evaluated in

@@ -14,8 +14,8 @@ from rnri.models.schedule import Schedule
 class MidpointPredictor(NoisePredictor):
     """Predicts the velocity for which an Euler step equals a midpoint step; each call needs two network evaluations.
 
-    For step ``i`` from ``sigma_t`` to ``sigma_s``, with ``h = sigma_s - sigma_t``, the prediction ``y`` and the step
-    are::
+    Step ``i`` goes from the noise level ``sigma_t`` to ``sigma_s``. With ``h = sigma_s - sigma_t`` and the latent
+    ``z``, the prediction ``y`` and the latent ``z_s`` after the step are::
 
         y(z) = v(z + h/2 v(z, sigma_t), sigma_t + h/2);    z_s = z + h y(z)
 
@@ -51,7 +51,8 @@ class MidpointPredictor(NoisePredictor):
 def timestep_at_sigma(schedule: Schedule, i: int, sigma: float) -> float:
     """Return the network's timestep for the noise level ``sigma`` within step ``i`` of a flow-matching schedule.
 
-    In flow matching, timesteps are real numbers that are proportional to sigma, for any shift of the schedule.
+    In flow matching, timesteps are real numbers that are proportional to the noise level, for any shift of the
+    schedule.
     """
     return schedule.timestep(i) * sigma / float(schedule.sigma[i])
 
@@ -66,5 +67,5 @@ def require_flow_matching(schedule: Schedule, method: str) -> None:
     if schedule.predicts != "flow":
         raise ValueError(
             f"{method} needs a flow-matching model, whose network takes any real timestep; this model predicts noise "
-            "at integer timesteps: choose another method, such as accelerated."
+            "at integer timesteps: choose another method (for inversion such as accelerated, for edits PseudoGuidance)."
         )

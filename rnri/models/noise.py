@@ -12,8 +12,8 @@ from torch import Tensor
 def noise_for_samples(sample_ids: Sequence[int | str], seed: int, shape: tuple[int, ...]) -> Tensor:
     """Return standard normal noise ``[B, *shape]``, float32 on the CPU, with one row per sample id.
 
-    Each row depends only on ``seed`` and on the row's sample id as a string, not on the batch or the number of
-    processes.
+    The noise of a sample depends only on the random seed ``seed`` and on the sample id as a string, not on the batch or
+    the number of processes.
     """
     return torch.stack([_noise(sample_id, seed, shape) for sample_id in sample_ids])
 

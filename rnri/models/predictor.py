@@ -25,8 +25,9 @@ class Evaluations:
     """Numbers of network evaluations of a predictor and of all predictors that its ``select`` method returns.
 
     ``forward`` is the number of samples that the network has processed, ``backward`` is the number of samples for which
-    a gradient was computed, and ``calls`` is the number of batches. Classifier-free guidance processes two rows per
-    sample, but the sample counts only once. A recomputation under gradient checkpointing counts as an evaluation.
+    a gradient was computed, and ``calls`` is the number of batches that the network has processed. Classifier-free
+    guidance processes two rows per sample, but the sample counts only once. A recomputation under gradient
+    checkpointing counts as an evaluation.
     """
 
     forward: int = 0
@@ -93,8 +94,8 @@ class NoisePredictor:
     def jvp(self, z: Tensor, t: float, direction: Tensor) -> tuple[Tensor, Tensor]:
         """Return ``y(z, t)`` and its derivative along ``direction [B,C,h,w]``, by forward-mode differentiation.
 
-        A call counts as one forward and one backward evaluation per sample, because it takes about as long as both
-        together.
+        A call counts as one forward and one backward evaluation per sample, because it takes about as long as one
+        forward and one backward evaluation together.
         """
         self._count_backward(len(z))
         with sdpa_kernel(SDPBackend.MATH):  # fused attention kernels do not support forward-mode differentiation
@@ -134,7 +135,7 @@ class NoisePredictor:
 
 
 def to_device(table: Tensor, device: torch.device) -> Tensor:
-    """Copy a small CPU tensor ``table`` to ``device`` without waiting for the device."""
+    """Copy a small CPU tensor ``table`` to ``device`` without synchronizing with the device."""
     return table.to(device, non_blocking=True)
 
 
@@ -176,8 +177,8 @@ class Condition:
     def cat(self, other: Condition) -> Condition:
         """Return the rows of this condition followed by the rows of ``other``.
 
-        If one condition has fewer text embeddings per row than the other, its rows are padded with zeros. This
-        condition must then have the input ``mask``.
+        If one condition has fewer text embeddings per row than the other, the rows of the shorter condition are padded
+        with zeros. The shorter condition must then have the input ``mask``.
         """
         length = max(self.text.shape[1], other.text.shape[1])
         first = self._pad(length)
@@ -203,8 +204,10 @@ class GuidedDenoiser(ABC):
     Attributes:
         positive: the condition computed from the prompts.
         negative: the condition computed from the negative prompts; None if guidance is off.
-        guidance: guidance scale; the guided prediction is ``y = y_negative + guidance (y_positive - y_negative)``
-            (Ho & Salimans 2022), unless ``guided`` is overridden. A scale of 1 turns guidance off.
+        guidance: guidance scale; a scale of 1 turns guidance off. The guided output is
+            ``y = y_negative + guidance (y_positive - y_negative)`` (Ho & Salimans 2022), unless ``guided`` is
+            overridden. Here ``y_negative`` and ``y_positive`` are the network's outputs for the conditions ``negative``
+            and ``positive``.
     """
 
     _: KW_ONLY
@@ -215,8 +218,8 @@ class GuidedDenoiser(ABC):
     def __post_init__(self) -> None:
         if (self.negative is None) != (self.guidance == 1):
             raise ValueError(
-                f"guidance={self.guidance}: if guidance is 1, negative must be None; otherwise a negative condition "
-                "is needed."
+                f"guidance={self.guidance} and negative do not fit together: pass negative=None if guidance is 1, "
+                "otherwise pass a negative condition."
             )
 
     @property
@@ -236,9 +239,12 @@ class GuidedDenoiser(ABC):
         return self.combine(self.network(self.network_rows(z), t, self.network_condition), z, t)
 
     def network_rows(self, z: Tensor) -> Tensor:
-        """Return the network's input for ``z [B,C,h,w]``: ``z``, or ``z`` twice ``[2B,C,h,w]`` if guidance is on."""
+        """Return the network's input for ``z [B,C,h,w]``: two copies of ``z`` if guidance is on, otherwise ``z``."""
         if len(z) != len(self.positive):
-            raise ValueError(f"z has {len(z)} rows, but the predictor was made for {len(self.positive)} prompts.")
+            raise ValueError(
+                f"z has {len(z)} rows, but the predictor was made for {len(self.positive)} prompts: pass one row per "
+                "prompt."
+            )
         return z if self.negative is None else torch.cat([z, z])
 
     @cached_property
@@ -259,7 +265,7 @@ class GuidedDenoiser(ABC):
         """Return the guided output from the outputs for the negative and the positive condition, each ``[B,C,h,w]``.
 
         By default, the guided output is ``negative + guidance (positive - negative)``. A subclass may override
-        ``guided`` by a function that is not affine in ``negative`` and ``positive``.
+        ``guided`` with a function that is not affine in ``negative`` and ``positive``.
         """
         return negative + self.guidance * (positive - negative)
 

@@ -70,7 +70,7 @@ class QwenImage21Denoiser(TransformerDenoiser):
     """
 
     def network(self, z: Tensor, t: float, condition: Condition) -> Tensor:
-        lengths = torch.tensor(condition.lengths)  # on the CPU, so that grouping does not wait for a GPU
+        lengths = torch.tensor(condition.lengths)  # on the CPU, so that grouping does not synchronize with a GPU
         groups = {length: (lengths == length).nonzero().flatten() for length in lengths.unique().tolist()}
         if len(groups) == 1:
             return self._network(z, t, condition.text[:, : condition.lengths[0]])

@@ -27,8 +27,8 @@ def to_state_dtype(z: Tensor) -> Tensor:
 def steps_for_strength(strength: float, steps: int) -> int:
     """Return the number of sampling steps of SDEdit: ``strength * steps``, rounded to the nearest integer, at least 1.
 
-    ``strength`` in (0, 1] is the fraction of the schedule's ``steps`` that SDEdit samples. The image-to-image pipelines
-    of diffusers round down instead.
+    ``strength`` in (0, 1] is the fraction of the schedule's ``steps`` that SDEdit runs. The image-to-image pipelines of
+    diffusers round ``strength * steps`` down.
     """
     return max(1, round(strength * steps))
 
@@ -36,8 +36,9 @@ def steps_for_strength(strength: float, steps: int) -> int:
 def ddim_step(z: Tensor, predictor: NoisePredictor, schedule: Schedule, i: int) -> Tensor:
     """Return the latent after step ``i`` of DDIM (RNRI, arXiv 2312.12540, Eq. 2) or of flow matching's Euler sampler.
 
-    The step computes ``z_s = (z_t - B y(z_t, t)) / A``, where ``y`` is the predicted noise or velocity, depending on
-    ``schedule.predicts``, and ``A`` and ``B`` are the coefficients ``schedule.coefficients(i)``.
+    The step computes ``z_s = (z_t - B y(z_t, t)) / A``. Here ``z_t`` is the latent ``z`` before the step, ``t`` is the
+    timestep of the step, and ``z_s`` is the latent after the step. ``y`` is the predicted noise or velocity, depending
+    on ``schedule.predicts``, and ``A`` and ``B`` are the coefficients ``schedule.coefficients(i)``.
     """
     a, b = schedule.coefficients(i)
     return (z - b * predictor(z, schedule.timestep(i))) / a
@@ -53,9 +54,9 @@ def sample(
 ) -> Tensor:
     """Return the clean latent that is sampled from the initial noise ``seed [B,C,h,w]``, in the dtype of ``seed``.
 
-    The latents between the steps are float64 (float32 on MPS) for all dtypes of ``seed`` and of the network. The result
-    is differentiable if ``seed`` requires a gradient. ``checkpoint=True`` recomputes each step in the backward pass, so
-    that sampling stores one latent per step instead of all network activations.
+    The latents between the steps are float64 (float32 on MPS), independent of the dtypes of ``seed`` and of the
+    network. The result is differentiable if ``seed`` requires a gradient. ``checkpoint=True`` recomputes each step in
+    the backward pass, so that sampling stores one latent per step instead of all network activations.
     """
     return trajectory(seed, predictor, schedule, keep_last=1, checkpoint=checkpoint, on_step=on_step)[0]
 
@@ -70,15 +71,16 @@ def trajectory(
     gradient_steps: int | None = None,
     on_step: LatentCallback = no_callback,
 ) -> list[Tensor]:
-    """Return the latents after the last ``keep_last`` steps; the last entry is the clean latent.
+    """Return a list of the latents after each of the last ``keep_last`` steps; the last entry is the clean latent.
 
     All arguments except ``keep_last`` and ``gradient_steps`` have the same meaning as in ``sample``.
 
     Args:
         gradient_steps: number of last steps whose gradient passes through the network; None means all steps. In all
-            earlier steps, the gradient treats the network's prediction as a constant. The gradient of these steps needs
-            almost no time or memory. The derivative of such a step is ``1 / A`` with the ``A`` of
-            ``Schedule.coefficients``. The value of ``gradient_steps`` does not change the latents.
+            earlier steps, the gradient treats the network's prediction as a constant, which needs almost no time or
+            memory. The derivative of such an earlier step with respect to its input latent is ``1 / A``, where ``A`` is
+            the first coefficient of ``Schedule.coefficients``. The value of ``gradient_steps`` does not change the
+            latents.
 
     Raises:
         ValueError: ``keep_last`` is not between 1 and ``len(schedule)``, or ``gradient_steps`` is below 1.
@@ -106,7 +108,7 @@ def trajectory(
 
 
 def _linear_step(z: Tensor, predictor: NoisePredictor, schedule: Schedule, i: int) -> Tensor:
-    """Return the result of ``ddim_step``; its gradient treats the network's prediction as a constant."""
+    """Return the result of ``ddim_step``, whose gradient treats the network's prediction as a constant."""
     a, b = schedule.coefficients(i)
     with torch.no_grad():
         noise = b * predictor(z, schedule.timestep(i))
@@ -116,8 +118,9 @@ def _linear_step(z: Tensor, predictor: NoisePredictor, schedule: Schedule, i: in
 class _Recompute(torch.autograd.Function):
     """Gradient checkpointing of ``ddim_step``: saves only ``z`` and recomputes the step in the backward pass.
 
-    ``torch.utils.checkpoint`` is not used, because its default variant intercepts every saved tensor (a fifth of the
-    running time of a small network), and its reentrant variant does not support ``torch.autograd.grad``.
+    ``torch.utils.checkpoint`` is not used, because its default variant intercepts every saved tensor, which takes a
+    fifth of the running time of a small network. The reentrant variant of ``torch.utils.checkpoint`` does not support
+    ``torch.autograd.grad``.
     """
 
     @staticmethod

@@ -64,7 +64,7 @@ class SanaFamily(TransformerFamily):
 
     @property
     def latents_dtype(self) -> torch.dtype:
-        """The pipeline keeps its latents in float32 for every dtype of the network."""
+        """The pipeline keeps the latents in float32, independent of the dtype of the network."""
         return torch.float32
 
     def vae_mean(self, vae: ModelMixin, pixels: Tensor) -> Tensor:
@@ -86,8 +86,8 @@ class SanaFamily(TransformerFamily):
         )
         if self.network.config.get("guidance_embeds"):
             raise ValueError(
-                "guidance_embeds is on in the config.json of the transformer (SANA-Sprint): its sampler adds noise "
-                "between steps, which cannot be inverted; supported is SANA."
+                "guidance_embeds is on in the config.json of the transformer (SANA-Sprint): the sampler of SANA-Sprint "
+                "adds noise between steps, which cannot be inverted; use a SANA checkpoint."
             )
         check_flow_scheduler(self.pipeline.scheduler)
 

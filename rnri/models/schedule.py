@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 Prediction = Literal["epsilon", "flow"]
-"""Output of a predictor for a latent ``alpha x0 + sigma n``: noise ``n`` (epsilon) or velocity ``n - x0`` (flow)."""
+"""What a predictor estimates for a latent ``alpha x0 + sigma n`` with clean latent ``x0`` and noise ``n``.
+
+"epsilon" means the noise ``n``, and "flow" means the velocity ``n - x0``.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,14 +30,15 @@ class Schedule:
     ``alpha_next[i] x0 + sigma_next[i] n`` with the estimates of ``x0`` and ``n``. The steps of DDIM
     (``alpha^2 + sigma^2 = 1``) and the Euler steps of flow matching (``alpha + sigma = 1``) are special cases.
 
-    The levels after step ``i`` can differ from the levels before step ``i + 1``. DDIM and PNDM go to the timestep
-    ``t - num_train_timesteps // steps``, which is not the next timestep of the list for ``linspace`` spacing, and for
-    ``trailing`` spacing if ``steps`` does not divide ``num_train_timesteps``. Inversion is exact even if the levels
-    differ, because inversion uses the same levels as sampling. The list of timesteps only determines which timestep the
-    network receives.
+    The levels after step ``i`` can differ from the levels before step ``i + 1``. From timestep ``t``, DDIM and PNDM go
+    to the timestep ``t - num_train_timesteps // steps``. This timestep differs from the next entry of
+    ``scheduler.timesteps`` for ``linspace`` spacing. For ``trailing`` spacing, it differs if ``steps`` does not divide
+    ``num_train_timesteps``. Inversion is exact even if the levels differ, because inversion uses the same levels as
+    sampling. ``timesteps`` only determines which timestep the network receives.
 
     Attributes:
-        timesteps: descending timesteps that the network receives, ``[N]``; int64, or float64 for flow matching.
+        timesteps: descending timesteps that the network receives in the N steps, ``[N]``; int64, or float64 for flow
+            matching.
         alpha, sigma: signal and noise levels before each step, float64 ``[N]``.
         alpha_next, sigma_next: signal and noise levels after each step, float64 ``[N]``.
         predicts: what a predictor for this schedule returns, see :data:`Prediction`.
@@ -50,14 +54,15 @@ class Schedule:
     def __post_init__(self) -> None:
         tables = (self.alpha, self.sigma, self.alpha_next, self.sigma_next)
         if not all(len(table) == len(self.timesteps) > 0 for table in tables):
-            raise ValueError("timesteps, alphas and sigmas must have the same length, at least 1.")
+            raise ValueError("timesteps, alpha, sigma, alpha_next and sigma_next must be non-empty and equally long.")
         if not (self.timesteps[1:] < self.timesteps[:-1]).all():
             raise ValueError(f"timesteps must descend strictly, got {self.timesteps.tolist()}.")
         cleaner = (self.alpha <= self.alpha_next) & (self.sigma_next <= self.sigma) & (self.sigma_next >= 0)
         has_signal = self.alpha > 0 if self.predicts == "epsilon" else self.alpha >= 0
         if not (cleaner & has_signal & (self.alpha_next <= 1)).all():
             raise ValueError(
-                "every step must go from more to less noise, and alpha must be above 0 if noise is predicted."
+                "alpha and sigma must go from more to less noise in every step (alpha <= alpha_next <= 1 and "
+                "sigma >= sigma_next >= 0), and alpha must be above 0 if the network predicts noise."
             )
 
     def __len__(self) -> int:
@@ -65,7 +70,11 @@ class Schedule:
 
     @classmethod
     def diffusion(cls, timesteps: Tensor, alpha_bar: Tensor, alpha_bar_next: Tensor) -> Schedule:
-        """Return a DDIM schedule from the cumulative alphas ``alpha^2`` before and after each step, float64 ``[N]``."""
+        """Return a DDIM schedule from the values of ``alphas_cumprod`` before and after each of N steps.
+
+        ``alpha_bar`` (before the steps) and ``alpha_bar_next`` (after the steps) are float64 ``[N]``. They are the
+        squares of the signal levels ``alpha`` and ``alpha_next``.
+        """
         return cls(
             timesteps=timesteps,
             alpha=alpha_bar.sqrt(),
@@ -76,7 +85,10 @@ class Schedule:
 
     @classmethod
     def flow(cls, timesteps: Tensor, sigmas: Tensor) -> Schedule:
-        """Return the flow-matching schedule of ``timesteps`` (float64 ``[N]``) and ``sigmas`` (float64 ``[N+1]``)."""
+        """Return the flow-matching schedule of N steps with ``timesteps [N]`` and ``sigmas [N+1]``, both float64.
+
+        Step ``i`` goes from the noise level ``sigmas[i]`` to ``sigmas[i + 1]``.
+        """
         sigma = sigmas[:-1]
         sigma_next = sigmas[1:]
         return cls(timesteps, 1 - sigma, sigma, 1 - sigma_next, sigma_next, predicts="flow")
@@ -88,12 +100,12 @@ class Schedule:
         """Return the deterministic schedule with the timesteps and noise levels of a diffusers scheduler.
 
         ``scheduler`` is not modified; a copy of the scheduler computes the timesteps. A step of DDIM, DDPM or PNDM
-        reduces the timestep by ``num_train_timesteps // steps``, and the last step ends at the scheduler's final alpha.
-        A step of a scheduler with sigmas (Euler, DPM, UniPC, LMS, ...) goes to the next sigma of the scheduler's list,
-        so a few-step turbo checkpoint becomes deterministic DDIM with trailing timesteps. A step of LCM or TCD goes to
-        the next timestep of the list. If the scheduler adds noise between steps or uses steps of a higher order, the
-        schedule replaces them by first-order steps without noise. The noise levels of a
-        ``FlowMatchEulerDiscreteScheduler`` are its shifted sigmas.
+        reduces the timestep by ``num_train_timesteps // steps``, and the last step ends at the scheduler's
+        ``final_alpha_cumprod`` (1 for DDPM). A step of a scheduler with sigmas (Euler, DPM, UniPC, LMS, ...) goes to
+        the next entry of ``scheduler.sigmas``. For example, the schedule of a turbo checkpoint is deterministic DDIM
+        with trailing timesteps. A step of LCM or TCD goes to the next entry of ``scheduler.timesteps``. If the
+        scheduler adds noise between steps or uses higher-order steps, the schedule replaces these steps by first-order
+        steps without noise. The noise levels of a ``FlowMatchEulerDiscreteScheduler`` are its shifted sigmas.
 
         Args:
             scheduler: a diffusers scheduler for diffusion or flow matching.
@@ -107,8 +119,8 @@ class Schedule:
                 ``sigmas`` would have no effect, or the scheduler is not supported. A scheduler is not supported if it
                 has no betas, has fractional or repeated timesteps (Heun, KDPM2), or replaces the noise levels of the
                 training schedule (Karras sigmas, flow sigmas). A scheduler is not supported if it clips the latent, or
-                adds noise in flow matching. A scheduler is also not supported if the network predicts noise and the
-                latent at a timestep is pure noise (zero terminal SNR).
+                if it is a flow-matching scheduler that adds noise. A scheduler is also not supported if the network
+                predicts noise and the latent at a timestep is pure noise (zero terminal SNR).
         """
         from rnri.models.diffusers_schedulers import diffusion_steps, flow_steps, is_flow  # loads diffusers
 
@@ -123,12 +135,12 @@ class Schedule:
 
     @property
     def scale_and_time(self) -> tuple[Tensor, Tensor]:
-        """The scales ``c`` and times ``tau`` before every step and after the last step, each float64 ``[N+1]``.
+        """The scales ``c`` and times ``tau`` before each of N steps and after the last step, each float64 ``[N+1]``.
 
-        In the variables ``z / c`` and ``tau``, every step is an Euler step:
-        ``z_s / c_s = z_t / c_t + (tau_s - tau_t) y``, where ``y`` is the prediction. If the predictor returns noise,
-        ``c = alpha`` and ``tau = sigma / alpha``. If the predictor returns the velocity, ``c = alpha + sigma`` and
-        ``tau = sigma / c``.
+        Let ``z_t`` be the latent before a step and ``z_s`` the latent after the step. In the variables ``z / c`` and
+        ``tau``, every step is an Euler step: ``z_s / c_s = z_t / c_t + (tau_s - tau_t) y``, where ``y`` is the
+        prediction. If the predictor returns noise, ``c = alpha`` and ``tau = sigma / alpha``. If the predictor returns
+        the velocity, ``c = alpha + sigma`` and ``tau = sigma / c``.
         """
         alpha = self.alphas
         sigma = torch.cat([self.sigma, self.sigma_next[-1:]])
@@ -137,17 +149,17 @@ class Schedule:
 
     @property
     def alphas(self) -> Tensor:
-        """The factor ``alpha`` of the clean latent before every step and after the last step, float64 ``[N+1]``."""
+        """The signal level ``alpha`` before each of N steps and after the last step, float64 ``[N+1]``."""
         return torch.cat([self.alpha, self.alpha_next[-1:]])
 
     @property
     def alpha_bar(self) -> Tensor:
-        """The cumulative alphas ``alpha^2`` of a diffusion schedule before each step, float64 ``[N]``."""
+        """``alphas_cumprod`` of a diffusion schedule before each of N steps, equal to ``alpha^2``; float64 ``[N]``."""
         return self.alpha.square()
 
     @property
     def alpha_bar_next(self) -> Tensor:
-        """The cumulative alphas ``alpha_next^2`` of a diffusion schedule after each step, float64 ``[N]``."""
+        """``alphas_cumprod`` of a diffusion schedule after each of N steps, ``alpha_next^2``; float64 ``[N]``."""
         return self.alpha_next.square()
 
     def timestep(self, i: int) -> int | float:
@@ -157,10 +169,11 @@ class Schedule:
     def coefficients(self, i: int) -> tuple[float, float]:
         """Return the coefficients ``(A, B)`` of step ``i``.
 
-        The step from ``z_t`` to the cleaner latent ``z_s`` is ``z_s = (z_t - B y(z_t)) / A`` with the prediction ``y``.
-        The inverse of the step is the implicit equation ``z_t = A z_s + B y(z_t)``. If the predictor returns noise,
-        ``A = alpha_t / alpha_s`` and ``B = sigma_t - A sigma_s`` (RNRI, arXiv 2312.12540, Eq. 2 and 3). If the
-        predictor returns the velocity, ``A = (alpha_t + sigma_t) / (alpha_s + sigma_s)`` and
+        The step from the latent ``z_t`` to the less noisy latent ``z_s`` is ``z_s = (z_t - B y(z_t)) / A`` with the
+        prediction ``y``. The inverse of the step is the implicit equation ``z_t = A z_s + B y(z_t)``. The signal and
+        noise levels are ``alpha_t``, ``sigma_t`` before the step and ``alpha_s``, ``sigma_s`` after the step. If the
+        predictor returns noise, ``A = alpha_t / alpha_s`` and ``B = sigma_t - A sigma_s`` (RNRI, arXiv 2312.12540, Eq.
+        2 and 3). If the predictor returns the velocity, ``A = (alpha_t + sigma_t) / (alpha_s + sigma_s)`` and
         ``B = (alpha_s sigma_t - alpha_t sigma_s) / (alpha_s + sigma_s)``. For flow matching (``alpha + sigma = 1``) the
         coefficients are ``A = 1`` and ``B = sigma_t - sigma_s``.
         """
@@ -172,11 +185,14 @@ class Schedule:
         return (alpha + sigma) / total, (alpha_next * sigma - alpha * sigma_next) / total
 
     def derivative(self, i: int, variance: float) -> float:
-        """Return the derivative of step ``i``'s ``f(z) = A z_s + B y(z)`` for Gaussian data with variance ``variance``.
+        """Return the derivative of ``f(z) = A z_s + B y(z)`` for Gaussian data with variance ``variance``.
 
-        ``y`` is the optimal prediction for Gaussian data with variance ``v = variance``. The derivative of ``y`` is
-        ``sigma / (alpha^2 v + sigma^2)`` if ``y`` is noise, and ``(sigma - alpha v) / (alpha^2 v + sigma^2)`` if ``y``
-        is velocity.
+        ``A`` and ``B`` are the coefficients of step ``i``, see :meth:`coefficients`. ``z_s`` is the latent after the
+        step, which is constant in the derivative with respect to ``z``.
+
+        ``y`` is the optimal prediction for Gaussian data with variance ``v = variance``. With the levels ``alpha`` and
+        ``sigma`` before the step, the derivative of ``y`` is ``sigma / (alpha^2 v + sigma^2)`` if ``y`` is noise, and
+        ``(sigma - alpha v) / (alpha^2 v + sigma^2)`` if ``y`` is velocity.
         """
         alpha, sigma, *_ = self.alpha_sigma(i)
         slope = sigma if self.predicts == "epsilon" else sigma - alpha * variance
@@ -193,7 +209,9 @@ class Schedule:
         return list(zip(*(table.tolist() for table in tables), strict=True))
 
     def clean_and_noise(self, i: int, z: Tensor, prediction: Tensor) -> tuple[Tensor, Tensor]:
-        """Return estimates of the clean latent and of the noise from a ``prediction`` at the latent before step ``i``.
+        """Return the estimates of the clean latent and of the noise that step ``i`` computes.
+
+        ``z`` is the latent before the step, and ``prediction`` is the predictor's output for ``z``.
 
         A noise prediction determines the clean latent only if ``alpha > 0``, which is true for every schedule of a
         network that predicts noise.
@@ -219,13 +237,13 @@ class Schedule:
         return (sigma_t * z_s - sigma_s * z_t) / (alpha_s * sigma_t - alpha_t * sigma_s)
 
     def tail(self, k: int) -> Schedule:
-        """Return the schedule of the ``k`` cleanest steps, for partial inversion; 1 <= ``k`` <= ``len(self)``."""
+        """Return the schedule of the last ``k`` steps, which have the least noise; 1 <= ``k`` <= ``len(self)``."""
         if not 1 <= k <= len(self):
             raise ValueError(f"tail({k}): k must be from 1 to {len(self)}, the number of steps.")
         return self._slice(slice(len(self) - k, None))
 
     def head(self, k: int) -> Schedule:
-        """Return the schedule of the ``k`` noisiest steps; 1 <= ``k`` <= ``len(self)``."""
+        """Return the schedule of the first ``k`` steps, which have the most noise; 1 <= ``k`` <= ``len(self)``."""
         if not 1 <= k <= len(self):
             raise ValueError(f"head({k}): k must be from 1 to {len(self)}, the number of steps.")
         return self._slice(slice(k))

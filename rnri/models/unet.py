@@ -37,7 +37,7 @@ class UNetDenoiser(GuidedDenoiser):
     Attributes:
         unet: the ``UNet2DConditionModel``.
         prediction_type: what the UNet predicts: ``epsilon``, ``v_prediction`` (Salimans & Ho 2022) or ``sample``.
-        alpha_bar: cumulative alphas of the training timesteps, float64 ``[num_train_timesteps]``.
+        alpha_bar: the scheduler's ``alphas_cumprod`` for all training timesteps, float64 ``[num_train_timesteps]``.
         guidance_embedding: embedding of the guidance scale, ``[1,D]``, for networks that take the guidance scale as an
             input (LCM); otherwise None.
     """
@@ -66,7 +66,7 @@ class UNetDenoiser(GuidedDenoiser):
 
     def network(self, z: Tensor, t: float, condition: Condition) -> Tensor:
         embedding = self.guidance_embedding
-        # The timestep is created on the device, because diffusers would copy a Python number and wait for the device.
+        # The timestep is created on the device, because copying a Python number would synchronize with the device.
         timestep = torch.full((1,), t, dtype=torch.int64 if isinstance(t, int) else z.dtype, device=z.device)
         with eval_no_grad(self.unet):
             output = self.unet(
@@ -89,7 +89,8 @@ class UNetDenoiser(GuidedDenoiser):
 def to_noise(output: Tensor, z: Tensor, alpha_bar: float, prediction_type: str) -> Tensor:
     """Convert a network's ``output`` for the latents ``z`` to noise.
 
-    ``alpha_bar`` in (0, 1) is the cumulative alpha of the timestep; ``prediction_type`` is the type of ``output``.
+    ``alpha_bar`` in (0, 1) is the entry of ``alphas_cumprod`` for the timestep. ``prediction_type`` is what ``output``
+    predicts: ``epsilon``, ``v_prediction`` or ``sample``.
     """
     alpha = alpha_bar**0.5
     sigma = (1 - alpha_bar) ** 0.5
@@ -152,7 +153,7 @@ class UNetFamily(Family):
         values = [config[field]] if isinstance(config[field], int) else config[field]
         for expected in values:
             if isinstance(expected, int):  # a nested list contains the widths of several layers
-                source = "the hidden size (the sum if there are two)"
+                source = "the total hidden size"
                 check_embedding_dim("unet", field, expected=expected, actual=width, source=source)
 
     def denoiser(
@@ -222,12 +223,13 @@ class UNetFamily(Family):
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return SDXL's additional inputs for the prompts and for the negative prompts.
 
-        The inputs are the pooled text embeddings and the six sizes: the original size and the target size are
-        ``image_size``, and the crop offset is zero. If guidance is off, the inputs for the negative prompts are empty.
+        The inputs are the pooled text embeddings and six numbers ``time_ids``: the original size and the target size,
+        which are both ``image_size``, and the crop offset, which is zero. If guidance is off, the inputs for the
+        negative prompts are empty.
 
         Args:
-            pooled: pooled text embeddings of the prompts and of the negative prompts; None instead of the latter if
-                guidance is off.
+            pooled: pooled text embeddings of the prompts and of the negative prompts. If guidance is off, the second
+                entry is None.
             batch_size: number of prompts.
             image_size: height and width ``(H, W)`` of the images in pixels.
         """

@@ -65,7 +65,7 @@ class ZImageFamily(TransformerFamily):
 
     @property
     def latents_dtype(self) -> torch.dtype:
-        """The pipeline keeps its latents in float32 for every dtype of the network."""
+        """The pipeline keeps the latents in float32, independent of the dtype of the network."""
         return torch.float32
 
     def pipeline_kwargs(self, guidance: float) -> dict[str, Any]:

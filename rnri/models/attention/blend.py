@@ -25,7 +25,7 @@ class WordMaps:
         self.total: Tensor | None = None  # float32 [R,K,h,w]
 
     def add(self, attention: Tensor) -> None:
-        """Resize the maps ``attention [R,K,P]`` of a layer to the size of the latents, and add them to ``total``."""
+        """Add the maps ``attention [R,K,P]`` of a layer with P pixels, resized to the latents' size, to ``total``."""
         maps = attention.float().unflatten(2, layer_size(attention.shape[2], self.size))
         maps = F.interpolate(maps, self.size, mode="bilinear", align_corners=False)
         self.total = maps if self.total is None else self.total + maps
@@ -70,9 +70,10 @@ def layer_size(pixels: int, size: tuple[int, int]) -> tuple[int, int]:
 def blend_latents(latents: Tensor, maps: WordMaps, threshold: float, edits: Tensor, *, sources: Tensor) -> Tensor:
     """Return ``latents [R,C,h,w]`` in which each edit equals its source outside the region that the edit may change.
 
-    The region that may change is the union of the regions of the words ``maps.words[:, 0]`` in the edit and in the
-    source. If ``maps.words[:, 1]`` exists, the regions of the words ``maps.words[:, 1]`` in the edit and in the source
-    are excluded from the region that may change. As in the authors' code, only the regions of ``maps.words[:, 0]`` are
+    ``edits`` and ``sources`` (int64 ``[E]``) are the batch rows of E edits and of their sources. The region that may
+    change is the union of the regions of the words ``maps.words[:, 0]`` in the edit and in the source. If
+    ``maps.words[:, 1]`` exists, the regions of the words ``maps.words[:, 1]`` in the edit and in the source are
+    excluded from the region that may change. As in the authors' code, only the regions of ``maps.words[:, 0]`` are
     dilated.
     """
     region = maps.region(0, threshold, dilate=True)

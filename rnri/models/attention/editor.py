@@ -33,7 +33,7 @@ class AttentionEditor(ABC):
     """Creates the attention processors of edits; ``Family.attention_editor()`` returns the editor of a model family."""
 
     config_class: ClassVar[type]
-    """Class of the edit settings, ``PromptToPrompt`` or ``Injection``; all its arguments have defaults."""
+    """Class of the edit settings, ``PromptToPrompt`` or ``Injection``; all arguments of the class have defaults."""
 
     @abstractmethod
     def control(

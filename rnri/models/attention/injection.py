@@ -76,7 +76,7 @@ class InjectionProcessor:
 class SD3InjectionProcessor(InjectionProcessor):
     """Attention processor for Stable Diffusion 3.
 
-    Without edits the output is the same as the output of diffusers' ``JointAttnProcessor2_0``.
+    If no image of the batch is edited, the output equals the output of diffusers' ``JointAttnProcessor2_0``.
     """
 
     def __call__(
@@ -118,7 +118,7 @@ class SD3InjectionProcessor(InjectionProcessor):
 class FluxInjectionProcessor(InjectionProcessor):
     """Attention processor for FLUX.
 
-    Without edits the output is the same as the output of diffusers' ``FluxAttnProcessor``.
+    If no image of the batch is edited, the output equals the output of diffusers' ``FluxAttnProcessor``.
     """
 
     def __call__(

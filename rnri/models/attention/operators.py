@@ -23,8 +23,8 @@ def split_heads(heads: int, tokens: Tensor) -> Tensor:
 def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
     """Return ``softmax(query key^T / sqrt(D)) value``, ``[B,H,P,D]``.
 
-    ``query`` is ``[B,H,P,D]``, ``key`` and ``value`` are ``[B,H,S,D]``, and ``mask [B,H,1 or P,S]`` is an additive or
-    boolean attention mask.
+    For P queries and S keys, ``query`` is ``[B,H,P,D]``, ``key`` and ``value`` are ``[B,H,S,D]``, and
+    ``mask [B,H,1 or P,S]`` is an additive or boolean attention mask.
     """
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=0.0, is_causal=False)
 
@@ -32,8 +32,8 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = N
 def source_rows(batch_size: int, edits: Tensor, sources: Tensor) -> Tensor:
     """Return, for each batch row, the index of the batch row whose attention map this row uses, int64 ``[B]``.
 
-    The rows ``edits`` of edited images use the attention maps of the rows ``sources``, both int64 ``[E]``. Every other
-    row uses its own attention map.
+    The rows ``edits`` of E edited images use the attention maps of the rows ``sources``, both int64 ``[E]``. Every
+    other row uses its own attention map.
     """
     rows = torch.arange(batch_size, device=edits.device)
     return rows.index_copy(0, edits, sources)
@@ -44,8 +44,8 @@ def inject_attention_maps(
 ) -> Tensor:
     """Return the output ``[B,H,P,D]`` of attention in which the rows ``edits`` use the attention maps of ``sources``.
 
-    ``edits`` and ``sources`` (int64 ``[E]``) are batch rows. Every batch row uses its own ``value``. ``mask`` is an
-    additive or boolean attention mask.
+    ``edits`` and ``sources`` (int64 ``[E]``) are the batch rows of E edited images and of their source images. Every
+    batch row uses its own ``value``. ``mask`` is an additive or boolean attention mask.
     """
     rows = source_rows(len(query), edits, sources)
     return attention(query[rows], key[rows], value, mask if mask is None else mask[rows])
@@ -72,9 +72,9 @@ def inject_cross_attention(
     attention.
 
     Args:
-        query: queries ``[B,H,P,D]``.
-        key, value: keys and values ``[B,H,T,D]``.
-        edits, sources: batch rows of the edits and of their sources, int64 ``[E]``.
+        query: queries ``[B,H,P,D]`` of P pixels.
+        key, value: keys and values ``[B,H,T,D]`` of T text tokens.
+        edits, sources: batch rows of the E edits and of their sources, int64 ``[E]``.
         transfer: the matrices ``W``, ``[E,T,T]``; rows are tokens of the source, columns are tokens of the edit.
         inherited: the vectors ``a`` in [0, 1], ``[E,T]``: the fraction of a token's attention that comes from the map
             of the source.

@@ -42,7 +42,7 @@ def _check_share(share: Any) -> Any:
 
 
 Share = Annotated[UnitInterval | Sequence[UnitInterval], BeforeValidator(_check_share)]
-"""An interval of the sampling steps: the fraction at which the interval ends, or the fractions ``[start, end]``."""
+"""An interval of the sampling steps: the fraction of the steps at which it ends, or the fractions ``[start, end]``."""
 
 
 def bounds_of(share: Share) -> tuple[float, float]:
@@ -63,8 +63,9 @@ class PromptToPrompt:
     interval of ``cross`` or ``schedules`` if ``int(start * (N + 1)) <= k < int(end * (N + 1))``.
 
     Attributes:
-        cross: interval of the steps in which a token of the edit uses the cross-attention of its aligned source token.
-        self_attention: interval of the steps in which an edit uses the self-attention maps of its source.
+        cross: interval of the steps in which a token of the edited prompt uses the cross-attention of the token of the
+            source prompt with which it is aligned.
+        self_attention: interval of the steps in which an edited image uses the self-attention maps of its source image.
         substitutes: if True, a new word that replaces a source word uses the attention of the source word
             (replacement); if False, the new word uses its own attention (refinement).
         weights: maps words of the edited prompt to the factor by which their attention is multiplied (reweighting). The
@@ -77,8 +78,8 @@ class PromptToPrompt:
             the edit may change.
         blend_from: fraction of the sampling steps at which blending starts. With ``N`` sampling steps, the latents are
             blended after every step except the first ``int(blend_from * N)`` steps.
-        blend_threshold: a pixel belongs to the region of a word if its attention is greater than this fraction of the
-            maximum of the word's attention map.
+        blend_threshold: a pixel belongs to the region of a word if the attention of the pixel to the word is greater
+            than this fraction of the maximum of the word's attention map.
     """
 
     cross: Share = 0.4
@@ -117,8 +118,8 @@ class PromptToPrompt:
             in_word = torch.stack([_token_values(target, {word: 1.0}, 0.0) for _, target in pairs])
             if not ((starts < ends) & (in_word > 0)).any():
                 raise ValueError(
-                    f"weights names {word!r}, whose attention is changed in no step: set cross, or the entry of this "
-                    "word in schedules, above 0."
+                    f"weights names {word!r}, whose weight is applied in no step: set cross, or the entry of this "
+                    "word in schedules, to a number above 0."
                 )
         return AttentionTables(
             transfer=torch.stack([alignment.transfer for alignment in alignments]),
@@ -138,7 +139,7 @@ class PromptToPrompt:
         return torch.stack([_token_values(target, by_word, default) for _, target in pairs])
 
     def blend_tokens(self, pairs: Sequence[tuple[Prompt, Prompt]], prompts: Sequence[Prompt]) -> Tensor:
-        """Return K masks of the tokens of each of R prompts, ``[R,K,T]``: 1 for tokens of selected words, otherwise 0.
+        """Return K masks of the T tokens of R prompts, ``[R,K,T]``: 1 for tokens of selected words, otherwise 0.
 
         The first mask is for the words in ``blend``. If ``blend_subtract`` is not empty, the second mask is for the
         words in ``blend_subtract``.
@@ -164,7 +165,7 @@ class PromptToPrompt:
 def _check_word(option: str, word: str, prompts: Sequence[Prompt]) -> None:
     if not any(prompt.has(word) for prompt in prompts):
         texts = ", ".join(dict.fromkeys(repr(prompt.text) for prompt in prompts))
-        raise ValueError(f"{option} names {word!r}, which does not occur in {texts}: name a word of the prompt.")
+        raise ValueError(f"{option} names {word!r}, which does not occur in {texts}: use words of the prompt.")
 
 
 def _token_values(prompt: Prompt, words: Mapping[str, float], default: float) -> Tensor:
@@ -180,7 +181,7 @@ def _token_values(prompt: Prompt, words: Mapping[str, float], default: float) ->
 
 
 class AttentionTables:
-    """Values per token that determine the cross-attention of E edits; all tables are float64.
+    """Values per token that determine the cross-attention of E edits, whose prompts have T tokens; all are float64.
 
     Args:
         transfer: fraction of the attention to each source token that each token of the edited prompt uses, ``[E,T,T]``.
@@ -203,8 +204,8 @@ class AttentionTables:
         """Return the arguments ``transfer``, ``inherited`` and ``weights`` of ``inject_cross_attention`` in one step.
 
         ``step`` is the index of the sampling step, from 0 to ``steps - 1``. The result is empty if the tables do not
-        change the attention in this step. The tables are converted to the
-        device and dtype of ``like`` once per sampling step, not once per layer.
+        change the attention in this step. The tables are converted to the device and dtype of ``like`` once per
+        sampling step, not once per layer.
         """
         key = (step, steps, like.device, like.dtype)
         if self._cache_key != key:
@@ -225,8 +226,8 @@ class PromptToPromptProcessor:
     Args:
         state: state of the edit, which all layers share.
         tables: attention tables of the edits.
-        self_attention: interval of the steps in which edits use the self-attention maps of their source: the fraction
-            of the sampling steps at which the interval ends, or the fractions ``[start, end]``.
+        self_attention: interval of the steps in which edited images use the self-attention maps of their source images:
+            the fraction of the sampling steps at which the interval ends, or the fractions ``[start, end]``.
         maps: object that sums the attention to the words of a local blend; None if there is no local blend.
     """
 

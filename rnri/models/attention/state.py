@@ -33,7 +33,7 @@ class EditState:
         return self._steps()
 
     def rows(self, batch_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return the batch rows of the edits and of their sources in a call of the network, each int64 ``[E]``.
+        """Return the batch rows of the E edits and of their sources in a call of the network, each int64 ``[E]``.
 
         With classifier-free guidance, the second half of the batch contains the conditional rows. The unconditional
         rows in the first half are not edited.
@@ -41,7 +41,7 @@ class EditState:
         if batch_size not in (self.count, 2 * self.count):
             raise ValueError(
                 f"the network was called with {batch_size} rows for {self.count} prompts: editing needs a pipeline "
-                "that calls the network with one row per prompt, or under guidance with two rows per prompt."
+                "that calls the network with one row per prompt, or with two rows per prompt if guidance is on."
             )
         if (batch_size, device) not in self._rows_cache:  # copied to the device once, not in every layer
             first_row = batch_size - self.count

@@ -108,7 +108,7 @@ class Prompt:
         """
         occurrences = self._occurrences(phrase)
         if not occurrences:
-            raise ValueError(f"the prompt {self.text!r} does not contain {phrase!r}: name words of the prompt.")
+            raise ValueError(f"the prompt {self.text!r} does not contain {phrase!r}: use words of the prompt.")
         tokens = [
             index
             for index, span in enumerate(self.spans, start=self.first)
@@ -168,15 +168,17 @@ class Alignment:
 def align(source: Prompt, target: Prompt, *, substitutes: bool = True) -> Alignment:
     """Align the tokens of two prompts, encoded by the same tokenizer, word by word.
 
-    - Words that occur in both prompts, the start token and the end token use the source's attention.
+    ``source`` is the source prompt and ``target`` is the edited prompt.
+
+    - Words that occur in both prompts, the start token and the end token use the attention of the source prompt.
     - A word that replaces a source word uses the attention of the source word if ``substitutes`` is True (replacement),
       otherwise its own attention (refinement).
     - Words that the edited prompt adds use their own attention.
     - If ``n`` tokens replace ``m`` source tokens, each of the ``n`` tokens uses ``1/n`` of the sum of the attention to
       the ``m`` source tokens, so the total attention does not change.
-    - A padding token of the target uses the attention of the source token with the same index, as in the authors' code,
-      because the text encoder's output depends on the index. A padding token of the source is ignored if the target has
-      no padding token with the same index.
+    - A padding token of the edited prompt uses the attention of the source token with the same index, as in the
+      authors' code, because the text encoder's output depends on the index. A padding token of the source is ignored if
+      the edited prompt has no padding token with the same index.
     """
     transfer = torch.zeros(source.length, target.length, dtype=torch.float64)
     inherited = torch.zeros(target.length, dtype=torch.float64)
@@ -194,7 +196,10 @@ def align(source: Prompt, target: Prompt, *, substitutes: bool = True) -> Alignm
 
 
 def aligned_tokens(source: Prompt, target: Prompt, *, substitutes: bool) -> Iterator[tuple[Tokens, Tokens]]:
-    """Yield pairs ``(source_tokens, target_tokens)`` of corresponding token indices, without padding tokens."""
+    """Yield pairs ``(source_tokens, target_tokens)`` of corresponding token indices, without padding tokens.
+
+    ``source`` is the source prompt and ``target`` is the edited prompt.
+    """
     for index in range(min(source.first, target.first)):
         yield [index], [index]
     if source.end < source.length and target.end < target.length:

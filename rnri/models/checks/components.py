@@ -36,7 +36,7 @@ def check_required_components(pipeline: DiffusionPipeline, names: Sequence[str])
 
 
 def vae_channels(vae: nn.Module) -> int | None:
-    """Return the number of channels of the latents of ``vae``; None if its config does not define the number."""
+    """Return the number of channels of the latents of ``vae``; None if the config of ``vae`` does not define it."""
     config = getattr(vae, "config", {})
     return config.get("latent_channels", config.get("z_dim"))
 
@@ -63,20 +63,21 @@ def check_unet_inputs(unet: Mapping[str, object], vae: Mapping[str, object], sup
     if channels != latent_channels:
         raise ValueError(
             f"in_channels={channels} in the config.json of the unet, but the VAE's latents have {latent_channels} "
-            "channels: inpainting, depth, and other image-conditioned checkpoints cannot be inverted; supported are "
-            f"{supported}."
+            "channels: inpainting, depth, and other image-conditioned checkpoints are not supported; load a supported "
+            f"model ({supported})."
         )
     if unet.get("out_channels", latent_channels) != latent_channels:
         raise ValueError(
             f"out_channels={unet['out_channels']} in the config.json of the unet, but the VAE's latents have "
-            f"{latent_channels} channels: networks with a learned variance are not supported; supported are "
-            f"{supported}."
+            f"{latent_channels} channels: networks with a learned variance are not supported; load a supported model "
+            f"({supported})."
         )
     for field, (values, requirement) in UNET_INPUTS.items():
         if unet.get(field) not in values:
             raise ValueError(
                 f"{field}={unet[field]!r} in the config.json of the unet: this UNet needs {requirement} in addition "
-                f"to text; supported are {supported}, without IP-Adapter (pipe.unload_ip_adapter())."
+                "to text; call pipe.unload_ip_adapter() if an IP-Adapter is loaded, or load a supported model "
+                f"({supported})."
             )
 
 
@@ -93,9 +94,11 @@ def check_no_image_prompt(name: str, network: nn.Module) -> None:
 
 
 def check_size_conditioning(pipeline: DiffusionPipeline, supported: str) -> None:
-    """Raise ValueError unless the UNet takes SDXL's additional inputs: six sizes and the pooled text embedding.
+    """Raise ValueError unless the UNet takes the additional inputs of SDXL's base model.
 
-    The UNet of SDXL's refiner takes five values (four sizes and an aesthetics score) instead of six sizes.
+    The additional inputs are six numbers (height and width of the original size, of the crop offset and of the target
+    size) and the pooled text embedding. The UNet of SDXL's refiner takes five numbers instead of six: the original
+    size, the crop offset and an aesthetics score.
     """
     config = pipeline.unet.config
     text_encoder = getattr(pipeline, "text_encoder_2", None)
@@ -103,17 +106,18 @@ def check_size_conditioning(pipeline: DiffusionPipeline, supported: str) -> None
         return
     if text_encoder is None:
         raise ValueError(
-            "addition_embed_type='text_time' in the config.json of the unet: the unet needs inputs that only "
-            f"StableDiffusionXLPipeline provides, not {type(pipeline).__name__}: create a StableDiffusionXLPipeline "
-            "from the components of this pipeline."
+            "addition_embed_type='text_time' in the config.json of the unet: this UNet needs inputs that "
+            f"{type(pipeline).__name__} does not provide; create a StableDiffusionXLPipeline from the components of "
+            "this pipeline."
         )
     expected = config["projection_class_embeddings_input_dim"]
     actual = 6 * config["addition_time_embed_dim"] + text_encoder.config.projection_dim
     if expected != actual:
         raise ValueError(
-            f"projection_class_embeddings_input_dim={expected} in the config.json of the unet, but SDXL's six sizes "
-            f"and pooled text have {actual} values: SDXL's refiner and other image-conditioned checkpoints are not "
-            f"supported, use the base model; supported are {supported}."
+            f"projection_class_embeddings_input_dim={expected} in the config.json of the unet, but SDXL's size "
+            f"embeddings and pooled text embedding together have {actual} elements: SDXL's refiner and other "
+            "image-conditioned checkpoints are not supported; load SDXL's base model or another supported model "
+            f"({supported})."
         )
 
 
@@ -130,5 +134,5 @@ def check_embedding_dim(network_name: str, field: str, *, expected: int, actual:
     if expected != actual:
         raise ValueError(
             f"{field}={expected} in the config.json of the {network_name}, but {source} of the pipeline's text "
-            f"encoders is {actual}: the components do not fit together: take all components from one checkpoint."
+            f"encoders is {actual}; take all components from one checkpoint."
         )

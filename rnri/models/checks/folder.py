@@ -54,13 +54,13 @@ def check_folder(folder: Path) -> None:
         raise ValueError(
             f"checkpoint {str(folder)!r} is a single file: convert it to a folder once with diffusers' "
             "StableDiffusionPipeline.from_single_file(FILE, config=FOLDER_OR_HUB_ID_OF_THE_SAME_ARCHITECTURE)"
-            ".save_pretrained(FOLDER), or for SDXL StableDiffusionXLPipeline.from_single_file, and use that folder."
+            ".save_pretrained(FOLDER) (for SDXL, with StableDiffusionXLPipeline), and pass that folder."
         )
     if not folder.exists() and folder.suffix.lower() in SINGLE_FILE_SUFFIXES:
-        raise ValueError(f"checkpoint file {str(folder)!r} does not exist.")
+        raise ValueError(f"checkpoint file {str(folder)!r} does not exist; check the path.")
     if not folder.is_dir():
         raise ValueError(
-            f"checkpoint folder {str(folder)!r} does not exist; give a folder saved by diffusers' save_pretrained, or "
+            f"checkpoint folder {str(folder)!r} does not exist; pass a folder saved by diffusers' save_pretrained, or "
             "a hub id (owner/name)."
         )
     if not (folder / "model_index.json").is_file():
@@ -89,8 +89,8 @@ def check_components(folder: Path, index: Mapping[str, object], variant: str | N
     networks = [folder / name for name in names if not name.startswith((*TOKENIZER_PREFIXES, "scheduler"))]
     if variant and not any(variant in _variants(network) for network in networks):
         raise ValueError(
-            f"checkpoint folder {str(folder)!r} lacks the weights (*.{variant}*.safetensors) of every component: set "
-            "model.variant to null."
+            f"checkpoint folder {str(folder)!r} has no component with weights of the variant {variant!r} "
+            f"(*.{variant}*.safetensors): set model.variant to null."
         )
 
 
@@ -135,7 +135,7 @@ def _check_weights(folder: Path, name: str, variant: str | None) -> None:
     variants = _variants(folder / name)
     if not variants:
         raise ValueError(
-            f"checkpoint folder {str(folder)!r} lacks the weights (*.safetensors) of {name!r}: download them."
+            f"checkpoint folder {str(folder)!r} lacks the weights (*.safetensors) of {name!r}: download the weights."
         )
     if variant not in variants and None not in variants:
         others = sorted(filter(None, variants))

@@ -14,11 +14,11 @@ def check_images(images: Tensor, image_size: tuple[int, int]) -> None:
     expected = (3, *image_size)
     if images.ndim != 4 or images.shape[1:] != expected:
         raise ValueError(
-            f"images have shape {tuple(images.shape)}; this checkpoint takes "
-            f"[B, {', '.join(map(str, expected))}]: resize the images first."
+            f"images have the shape {list(images.shape)}, but this checkpoint takes images of the shape "
+            f"[B, {', '.join(map(str, expected))}]: resize the images."
         )
     if not images.is_floating_point() or not ((images >= 0) & (images <= 1)).all():
-        raise ValueError("images must be floating point with all values in [0, 1]; clamp them after resizing.")
+        raise ValueError("images must be floating point with all values in [0, 1]; clamp the values after resizing.")
 
 
 def check_image_size(image_size: tuple[int, int], multiple: int) -> None:

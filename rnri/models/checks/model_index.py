@@ -21,13 +21,14 @@ def check_model_index(source: str, index: Mapping[str, object]) -> None:
     candidates = [family for family in families if family.network_name in names]
     if not candidates:
         raise ValueError(
-            f"checkpoint {source!r} is a {class_name} without a UNet or transformer; supported are "
-            f"{supported_models()}."
+            f"checkpoint {source!r} is a {class_name} without a UNet or transformer; load a supported model "
+            f"({supported_models()})."
         )
     if index.get("requires_aesthetics_score"):
         raise ValueError(
-            f"requires_aesthetics_score in model_index.json of checkpoint {source!r}: SDXL's refiner does not generate "
-            f"images from text alone: use the base model; supported are {supported_models()}."
+            f"requires_aesthetics_score is on in model_index.json of checkpoint {source!r}: SDXL's refiner does not "
+            "generate images from text alone; load SDXL's base model or another supported model "
+            f"({supported_models()})."
         )
     pipelines = {pipeline.__name__: (family, pipeline) for family in families for pipeline in family.pipelines}
     if class_name not in pipelines:
@@ -42,6 +43,6 @@ def check_model_index(source: str, index: Mapping[str, object]) -> None:
     missing = [name for name in required if name not in names]
     if missing:
         raise ValueError(
-            f"model_index.json of checkpoint {source!r} lacks {', '.join(missing)}; a {class_name} needs "
-            f"{', '.join(required)}."
+            f"model_index.json of checkpoint {source!r} lacks {', '.join(missing)}; use a checkpoint with all "
+            f"components of a {class_name} ({', '.join(required)})."
         )

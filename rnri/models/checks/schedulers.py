@@ -12,9 +12,9 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
 MIN_ALPHA_BAR = 1e-6
-"""Smallest ``alpha_bar`` for which a noise (epsilon) prediction determines the clean latent.
+"""Smallest value of ``alphas_cumprod`` at which a noise (epsilon) prediction determines the clean latent.
 
-At ``alpha_bar = 1e-6``, the division by ``sqrt(alpha_bar)`` multiplies the error of the prediction by 1,000.
+At ``alphas_cumprod = 1e-6``, the division by ``sqrt(alphas_cumprod)`` multiplies the error of the prediction by 1,000.
 """
 
 SIGMA_TOLERANCE = 1e-4
@@ -58,7 +58,7 @@ def check_flow_scheduler(scheduler: SchedulerMixin) -> None:
 def check_mu(scheduler: FlowMatchEulerDiscreteScheduler, mu: float | None) -> None:
     """Raise ValueError if the shift parameter ``mu`` of a flow-matching scheduler is missing or has no effect.
 
-    ``mu`` must be given if the scheduler's shift depends on the image size, and must be None otherwise.
+    ``mu`` is required if the scheduler's shift depends on the image size, and must be None otherwise.
     """
     dynamic = bool(scheduler.config.use_dynamic_shifting)
     if dynamic and mu is None:
@@ -71,7 +71,7 @@ def check_mu(scheduler: FlowMatchEulerDiscreteScheduler, mu: float | None) -> No
 
 
 def check_flow_sigmas(scheduler: SchedulerMixin, steps: int, sigmas: Tensor) -> None:
-    """Raise ValueError unless the noise levels ``sigmas [N+1]`` descend strictly and start at 1 or less."""
+    """Raise ValueError unless the noise levels ``sigmas [N+1]`` of N steps descend strictly and start at 1 or less."""
     if not ((sigmas[1:] < sigmas[:-1]).all() and sigmas[0] <= 1):
         first_sigmas = ", ".join(f"{sigma:.4g}" for sigma in sigmas[:4].tolist())
         raise ValueError(
@@ -105,7 +105,7 @@ def check_clipping(scheduler: SchedulerMixin) -> None:
 def check_signal(config: Mapping[str, object], table: Tensor, timesteps: Tensor) -> None:
     """Raise ValueError if the network predicts noise and the latent is pure noise at one of ``timesteps [N]``.
 
-    ``config`` is the scheduler's config, and ``table`` contains the cumulative alphas of all training timesteps.
+    ``config`` is the scheduler's config, and ``table`` contains ``alphas_cumprod`` for all training timesteps.
     """
     without_signal = table[timesteps] < MIN_ALPHA_BAR
     if config.get("prediction_type", "epsilon") != "epsilon" or not without_signal.any():
@@ -127,7 +127,7 @@ def check_signal(config: Mapping[str, object], table: Tensor, timesteps: Tensor)
 def check_timesteps(scheduler: SchedulerMixin, timesteps: Tensor, table: Tensor, steps: int) -> None:
     """Raise ValueError unless ``timesteps`` (float64 ``[N]``) are descending integers and indices of ``table``.
 
-    ``table`` contains the cumulative alphas of all training timesteps, and ``steps`` is the number of sampling steps.
+    ``table`` contains ``alphas_cumprod`` for all training timesteps, and ``steps`` is the number of sampling steps.
     """
     if (timesteps != timesteps.round()).any():
         fraction = float(timesteps[timesteps != timesteps.round()][0])
@@ -141,15 +141,15 @@ def check_timesteps(scheduler: SchedulerMixin, timesteps: Tensor, table: Tensor,
     if timesteps[0] >= len(table) or timesteps[-1] < 0:
         offset = scheduler.config.get("steps_offset", 0)
         raise ValueError(
-            f"steps={steps} with steps_offset={offset} has timesteps from {int(timesteps[0])} to {int(timesteps[-1])}, "
-            f"beyond the last timestep {len(table) - 1} or below 0; use fewer steps."
+            f"steps={steps} with steps_offset={offset}: the scheduler's timesteps go from {int(timesteps[0])} to "
+            f"{int(timesteps[-1])}, but must be between 0 and the last timestep {len(table) - 1}; use fewer steps."
         )
 
 
 def check_sigmas(scheduler: SchedulerMixin, table: Tensor, timesteps: Tensor) -> None:
     """Raise ValueError unless the scheduler's noise levels at ``timesteps`` equal the noise levels of ``table``.
 
-    ``table`` contains the cumulative alphas of the training schedule.
+    ``table`` contains ``alphas_cumprod`` for all training timesteps.
     """
     expected = (1 / table[timesteps] - 1).sqrt()
     sigmas = scheduler.sigmas.detach().cpu().double()

@@ -267,7 +267,7 @@ def test_custom_processors_are_rejected(pipe, make_processor):
     custom = make_processor()
     try:
         pipe.unet.set_attn_processor(processors | {list(processors)[-1]: custom})
-        with pytest.raises(ValueError, match=f"the network has attention processors of {type(custom).__name__}, which"):
+        with pytest.raises(ValueError, match=f"the network's attention layers use {type(custom).__name__}, which"):
             edit(pipe, seeds("a cat"), "a dog")
     finally:
         pipe.unet.set_attn_processor(processors)
@@ -523,7 +523,7 @@ def test_weights_end_with_the_share_of_cross_attention():
 
 @pytest.mark.parametrize("share", [{"cross": 0.0}, {"cross": [0.5, 0.5]}, {"schedules": {"dog": 0.0}}])
 def test_weights_without_effect_are_rejected(pipe, share):
-    with pytest.raises(ValueError, match="weights names 'dog', whose attention is changed in no step"):
+    with pytest.raises(ValueError, match="weights names 'dog', whose weight is applied in no step"):
         edit(pipe, seeds("a cat"), "a dog", PromptToPrompt(weights={"dog": 2.0}, **share))
 
 
@@ -550,7 +550,7 @@ def test_layer_size_from_pixels():
 @pytest.mark.parametrize(
     "config, message",
     [
-        ({"weights": {"cow": 2.0}}, "weights names 'cow', which does not occur in 'a dog': name a word of the prompt."),
+        ({"weights": {"cow": 2.0}}, "weights names 'cow', which does not occur in 'a dog': use words of the prompt."),
         ({"weights": {"cat": 2.0}}, "weights names 'cat', which does not occur in 'a dog'"),
         ({"schedules": {"cow": 0.5}}, "schedules names 'cow'"),
         ({"blend": ["cat", "cow"]}, "blend names 'cow', which does not occur in 'a cat', 'a dog'"),
@@ -572,8 +572,8 @@ def test_blend_without_region_is_rejected(pipe):
 @pytest.mark.parametrize(
     "prompt, options, message",
     [
-        ([], {}, "must have an edited prompt"),
-        (3, {}, "must have an edited prompt"),
+        ([], {}, "must have, for each image, an edited prompt"),
+        (3, {}, "must have, for each image, an edited prompt"),
         ("a dog", {"latents": 1}, "latents is determined by `inversion`"),
         ("a dog", {"num_images_per_prompt": 2}, "num_images_per_prompt is an argument of the pipeline that"),
         ("a dog", {"return_dict": False}, "return_dict is an argument of the pipeline that edit does not support"),

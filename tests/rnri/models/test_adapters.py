@@ -200,13 +200,13 @@ def test_lora_of_the_text_encoder(folders, lora):
 
 
 PARTIAL = {
-    "some layers": (renamed("down_blocks.1", "down_blocks.7"), "first unet.down_blocks.7.attentions"),
-    "all layers": (renamed("attn", "other"), "first unet."),
-    "other component": (renamed("unet.", "transformer."), "first transformer."),
-    "second text encoder": (text_encoder("text_encoder_2"), "1 of its .* layers, first text_encoder_2.encoder"),
+    "some layers": (renamed("down_blocks.1", "down_blocks.7"), "such as unet.down_blocks.7.attentions"),
+    "all layers": (renamed("attn", "other"), "such as unet."),
+    "other component": (renamed("unet.", "transformer."), "such as transformer."),
+    "second text encoder": (text_encoder("text_encoder_2"), "1 of its .* layers, such as text_encoder_2.encoder"),
     "layer of a text encoder": (
         lambda state: {n.replace("layers.0", "layers.9"): w for n, w in text_encoder("text_encoder")(state).items()},
-        "first text_encoder.encoder.layers.9",
+        "such as text_encoder.encoder.layers.9",
     ),
 }
 
@@ -226,7 +226,7 @@ def test_dora_of_kohya_is_rejected(folders, lora):
         return state | {name: scale for name, scale in scales.items() if "dora_scale" in name}
 
     with pytest.raises(
-        ValueError, match=r"weights that diffusers ignores, first lora_unet_.*dora_scale \(it is a DoRA"
+        ValueError, match=r"weights that diffusers ignores, such as lora_unet_.*dora_scale \(it is a DoRA"
     ):
         load(folders, lora=lora(lambda state: dora(kohya(state))))
 

@@ -201,7 +201,7 @@ def test_saved_checkpoint_samples_equally(saved, model):
 def test_dtype_by_name(saved, name):
     loaded = LatentDiffusion.from_pretrained(saved, device="cpu", dtype=name)
     assert loaded.dtype == getattr(torch, name) == loaded.pipeline.text_encoder.dtype
-    with pytest.raises(ValueError, match="dtype='float15' is unknown: choose float16"):
+    with pytest.raises(ValueError, match="dtype='float15' is unknown: choose one of float16"):
         LatentDiffusion.from_pretrained(saved, device="cpu", dtype="float15")
 
 

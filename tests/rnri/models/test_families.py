@@ -257,7 +257,8 @@ def test_other_pipelines_are_refused_with_the_supported_models(pipeline_class):
     with pytest.raises(ValueError) as error:
         rnri.invert(pipe, images(), PROMPTS)
     assert str(error.value) == (
-        f"{pipeline_class.__name__} is not a supported text-to-image pipeline: supported are {supported_models()}."
+        f"{pipeline_class.__name__} is not a supported text-to-image pipeline: load a supported model "
+        f"({supported_models()})."
     )
 
 
@@ -461,8 +462,8 @@ def test_qwen_image_with_other_inputs_is_refused(field):
 @pytest.mark.parametrize(
     ("make_pipeline", "arguments", "message"),
     [
-        (tiny_flux2, (2.0, "fog"), "negative_prompt: must be empty for Flux2Pipeline"),
-        (tiny_flux2_klein, (2.0, "fog"), "negative_prompt: must be empty for Flux2KleinPipeline"),
+        (tiny_flux2, (2.0, "fog"), "negative_prompt=.* has no effect on Flux2Pipeline"),
+        (tiny_flux2_klein, (2.0, "fog"), "negative_prompt=.* has no effect on Flux2KleinPipeline"),
         (lambda: tiny_flux2(guidance_embeds=False), (2.0,), "guidance=2 has no effect on a transformer without"),
         (lambda: tiny_flux2_klein(is_distilled=True), (2.0,), "guidance=2 has no effect on a distilled FLUX.2 klein"),
     ],

@@ -145,9 +145,9 @@ def test_unsupported_schedules_are_rejected():
         Schedule.from_scheduler(VQDiffusionScheduler(num_vec_classes=8), 4)
     with pytest.raises(ValueError, match="clip_sample"):
         Schedule.from_scheduler(DDIMScheduler(), 4)
-    with pytest.raises(ValueError, match="beyond the last timestep"):
+    with pytest.raises(ValueError, match="must be between 0 and the last timestep"):
         Schedule.from_scheduler(scheduler(steps_offset=1), 1000)
     with pytest.raises(ValueError, match="descend"):
         Schedule.diffusion(torch.tensor([1, 2]), torch.tensor([0.1, 0.2]), torch.tensor([0.2, 0.3]))
-    with pytest.raises(ValueError, match="from more to less noise"):
+    with pytest.raises(ValueError, match="from more to less noise in every step"):
         Schedule.diffusion(torch.tensor([2]), torch.tensor([0.5]), torch.tensor([0.4]))

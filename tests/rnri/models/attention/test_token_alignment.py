@@ -159,7 +159,7 @@ def test_word_of_several_vectors_replaces_one_word(source, target):
 
 
 def test_absent_word_is_rejected():
-    with pytest.raises(ValueError, match=r"^the prompt 'a catty' does not contain 'cat': name words of the prompt\.$"):
+    with pytest.raises(ValueError, match=r"^the prompt 'a catty' does not contain 'cat': use words of the prompt\.$"):
         tokenize("a catty").tokens("cat")
 
 

@@ -43,13 +43,13 @@ def test_two_text_encoders_of_another_width(make_pipeline, field):
 @pytest.mark.parametrize(
     ("changes", "substrings"),
     [
-        ({"in_channels": 9}, ("in_channels=9", "inpainting", "supported are")),
-        ({"in_channels": 5}, ("in_channels=5", "depth", "supported are")),
-        ({"out_channels": 8}, ("out_channels=8", "supported are")),
-        ({"num_class_embeds": 10}, ("num_class_embeds=10", "supported are")),
+        ({"in_channels": 9}, ("in_channels=9", "inpainting", "supported model")),
+        ({"in_channels": 5}, ("in_channels=5", "depth", "supported model")),
+        ({"out_channels": 8}, ("out_channels=8", "supported model")),
+        ({"num_class_embeds": 10}, ("num_class_embeds=10", "supported model")),
         (
             {"encoder_hid_dim_type": "ip_image_proj", "encoder_hid_dim": 32},
-            ("encoder_hid_dim_type='ip_image_proj'", "IP-Adapter", "supported are"),
+            ("encoder_hid_dim_type='ip_image_proj'", "IP-Adapter", "supported model"),
         ),
     ],
 )
@@ -68,7 +68,7 @@ def test_sdxl_refiner():
     pipe = tiny_stable_diffusion_xl()
     pipe.unet.register_to_config(projection_class_embeddings_input_dim=5 * 8 + 32)
     assert_rejected(
-        lambda: LatentDiffusion(pipe), "projection_class_embeddings_input_dim=72", "refiner", "supported are"
+        lambda: LatentDiffusion(pipe), "projection_class_embeddings_input_dim=72", "refiner", "supported model"
     )
 
 

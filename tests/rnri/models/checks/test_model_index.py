@@ -44,7 +44,7 @@ def test_pipelines_without_supported_network(checkpoint_copy):
     del index["unet"]
     index |= {"_class_name": KandinskyPriorPipeline.__name__, "prior": ["diffusers", "PriorTransformer"]}
     path.write_text(json.dumps(index))
-    expected = "KandinskyPriorPipeline without a UNet or transformer; supported are "
+    expected = "KandinskyPriorPipeline without a UNet or transformer; load a supported model ("
     assert_rejected(lambda: load(checkpoint_copy), expected, "Stable Diffusion 1.x")
     update_json(path, _class_name=HunyuanDiTPipeline.__name__, transformer=["diffusers", "HunyuanDiT2DModel"])
     expected = "HunyuanDiTPipeline, which is not a supported text-to-image pipeline"
@@ -58,7 +58,7 @@ def test_sdxl_refiner(tmp_path):
         "unet": ["diffusers", "UNet2DConditionModel"],
     }
     (tmp_path / "model_index.json").write_text(json.dumps(index))
-    assert_rejected(lambda: load(tmp_path), "refiner", "supported are")
+    assert_rejected(lambda: load(tmp_path), "refiner", "supported model")
 
 
 @pytest.fixture
