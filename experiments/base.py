@@ -179,7 +179,7 @@ def load_networks(
 
 
 def unsupported_methods(model: LatentDiffusion, methods: Mapping[str, tuple[Inverter, int]]) -> dict[str, str]:
-    """Return the names of the inversion methods that do not support the model, each with the reason.
+    """Return a dict that maps the name of each inversion method that does not support the model to the reason.
 
     Args:
         model: the text-to-image model.
@@ -207,5 +207,7 @@ def check_method_steps(model: LatentDiffusion, name: str, inverter: Inverter, st
 def _required(network: NetworkType | None, key: str) -> NetworkType:
     """Return ``network``; raise ConfigError if ``network`` is None, which means that the config key ``key`` is null."""
     if network is None:
-        raise ConfigError(key, "must not be null, because this experiment needs the network; give a folder or Hub id.")
+        raise ConfigError(
+            key, "must not be null, because this experiment needs the network; set it to a folder or Hub id."
+        )
     return network

@@ -46,7 +46,7 @@ def select_finite(images: Tensor) -> tuple[Tensor, Tensor]:
 def mask_nonfinite(images: Tensor) -> Tensor:
     """Return ``images [B, ...]`` clamped to [0, 1]. All pixels of an image with NaN or infinity become NaN.
 
-    The metrics of an image whose pixels are NaN are NaN, too.
+    If the pixels of an image are NaN, all metrics of the image are NaN.
     """
     invalid = ~is_finite(images).to(images.device).view(-1, *[1] * (images.ndim - 1))
     return images.clamp(0, 1).masked_fill(invalid, torch.nan)

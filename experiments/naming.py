@@ -1,4 +1,4 @@
-"""Comparison of the names of folders, labels and concepts after normalization, and the names of logged metrics."""
+"""Normalization and comparison of names (folders, labels, concepts), and the names of logged metrics."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # imported after the command line is checked, because the imp
     from experiments.app.settings import Settings
 
 INSTANTIATED = ("model", "method", "select")
-"""Keys of ``configs/app.yaml`` whose values Hydra instantiates. All other keys are fields of ``Settings``."""
+"""Keys of ``configs/app.yaml`` from which Hydra creates objects. All other keys are fields of ``Settings``."""
 PACKAGES = ("gradio", "pillow_heif", "av")
 """Packages that ``pip install -e '.[app]'`` installs."""
 
@@ -55,7 +55,7 @@ def check_run(folder: str | None) -> None:
         return
     for name in ("results.json", "samples.parquet"):
         if not (Path(folder) / name).is_file():
-            raise ValueError(f"run: {folder} is not a finished run ({name} is missing): give another folder.")
+            raise ValueError(f"run: {folder} is not a finished run ({name} is missing): set run to another folder.")
 
 
 def check_port(host: str, port: int) -> None:

@@ -21,7 +21,7 @@ WORD = re.compile(r"[^\W_]+")
 
 @dataclass(frozen=True)
 class MeasuredEdits:
-    """Edits of an example drawing. Measurements have shown that these edits work.
+    """An example drawing and edits of this drawing. Measurements have shown that these edits work.
 
     Attributes:
         image_id: value of the column ``image_id`` of the drawing in the table of examples.
@@ -111,7 +111,7 @@ def read_checkpoint_info(checkpoint: str) -> CheckpointInfo:
 
 
 def model_sentence(checkpoint: str, lora: str | None, info: CheckpointInfo) -> str:
-    """Return the name and the path of the model, followed by the sentence about its training data."""
+    """Return Markdown with the name and the path of the model, followed by the sentence about its training data."""
     lora_text = f" with the LoRA {Path(lora).name}" if lora else ""
     path = checkpoint.removeprefix(f"{PROJECT}/")
     return f"Model: **{Path(checkpoint).name}**{lora_text} (`{path}`). {info.training_data}".rstrip()

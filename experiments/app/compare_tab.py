@@ -68,14 +68,14 @@ EXAMPLE_TEXT = (
 
 @dataclass(frozen=True)
 class RatingSession:
-    """A finished run whose images visitors rate.
+    """The finished run whose images the visitors of the page rate, and the settings of the rating.
 
     Args:
         run: folder of the run.
         items: the items of the run. An item consists of the images of several methods for the same prompt.
-        available: the methods of the run.
-        methods: the two or three methods that are compared by default.
-        ratings: folder with one file of ratings per rater.
+        available: names of all methods that have images in the run.
+        methods: names of the two or three methods that are compared unless a visitor selects other methods.
+        ratings: folder to which the ratings are written, with one file per rater.
         references: dict that maps the name of a concept to its reference images.
         show_results: whether visitors can see the results of all raters.
         is_example: whether the run is the example run.
@@ -214,9 +214,9 @@ def _ratings(session: RatingSession, rater: str) -> Ratings:
 
 
 def _show_question(session: RatingSession, rater: str, methods: tuple[str, ...]) -> tuple:
-    """Return the component updates that show the rater's next unanswered question.
+    """Return the component updates that show the next question that the rater has not answered.
 
-    If all questions are answered, the updates show a message instead.
+    If the rater has answered all questions, the updates show a message instead.
     """
     questions = build_questions(session.items, methods, rater)
     ratings = _ratings(session, rater)
@@ -241,7 +241,8 @@ def _show_question(session: RatingSession, rater: str, methods: tuple[str, ...])
 def _question_text(session: RatingSession, item: Item) -> tuple[str, str]:
     """Return the question about an item (the images of several methods for one prompt), and HTML with images.
 
-    The HTML shows the input image of the item or references of its concept. It is empty if there are neither.
+    The HTML shows the input image of the item, or reference images of the item's concept. The HTML is empty if the item
+    has neither an input image nor reference images.
     """
     images: list[CaptionedImage] = []
     compared_with = ""

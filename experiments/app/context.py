@@ -1,4 +1,7 @@
-"""State that all visitors of the page share: networks, settings, and a lock so that one request runs at a time."""
+"""State that all visitors of the page share: the networks, the settings, and a lock.
+
+Only the request that holds the lock uses the networks.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +21,11 @@ from rnri.validation import ConfigError
 from seedselect import ClipFeatures, SeedSelect
 
 DISTILLED_STEPS = 4
-"""Default number of sampling steps of models that are distilled for few steps."""
+"""Default number of sampling steps for models that were distilled to sample in few steps."""
 DEFAULT_STEPS = 20
-"""Default number of sampling steps of models that are not distilled for few steps."""
+"""Default number of sampling steps for models that were not distilled to sample in few steps."""
 DISTILLED_GUIDANCE_MAX = 2.0
-"""A model with a default guidance scale below this threshold is assumed to be distilled for few steps."""
+"""A model whose default guidance scale is below this threshold is treated as distilled to sample in few steps."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +34,9 @@ class AppContext:
 
     Args:
         model: the diffusion model.
-        steps, guidance: number of steps and guidance scale of inversion and sampling.
+        steps, guidance: number of steps and guidance scale, used for inversion and for sampling.
         method: inversion method, which must be seed-only: the seed alone regenerates the image.
-        clip: CLIP model of SeedSelect.
+        clip: CLIP model that computes SeedSelect's semantic loss.
         classifier: classifier whose features measure the distance between images. None means that the page shows no
             distances.
         select: the SeedSelect optimizer of the tab Rare concept.
@@ -89,7 +92,8 @@ def check_method(method: Inverter) -> None:
     if not method.seed_only:
         raise ConfigError(
             "method",
-            f"{type(method).__name__} stores more than the seed: choose a seed-only method, such as accelerated_8.",
+            f"{type(method).__name__} stores more than the seed: choose a method whose seed alone regenerates the "
+            "image, such as accelerated_8.",
         )
 
 

@@ -22,9 +22,10 @@ VARIANTS: Mapping[str, EditSettings] = {
     "default": {"cross": 0.4, "self_attention": 0.4, "share": 0.2},
     "close to the prompt": {"cross": 0.0, "self_attention": 0.0, "share": 0.05},
 }
-"""Edit settings of the three variants of an edit, by the name of the variant.
+"""The three variants of an edit that the page offers: dict from the name of a variant to its edit settings.
 
-The values are the fractions of the sampling steps that use the attention of the source image.
+The values are fractions of the sampling steps. In this fraction of the steps, the edited image uses the attention of
+the source image.
 """
 YOUR_IMAGE = "Your image"
 RECONSTRUCTION = "Reconstruction"
@@ -174,7 +175,10 @@ def open_image(
 
 
 def open_seed(context: AppContext, seed: Seed, settings: EditSettings) -> EditSession:
-    """Return a session for a seed that was read from a file. The file may also contain the inverted image."""
+    """Return a session for a seed that was read from a file, and generate the image of the seed.
+
+    If the file also contains the inverted image, the session shows that image, too.
+    """
     image = None if seed.inversion is None else uint8_to_pil(seed.inversion.images[0])
     session = EditSession(image=image, seed=seed, suggestions=context.info.background_edits(seed.prompt))
     return session.render(context, seed.prompt, settings).remember()

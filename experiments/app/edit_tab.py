@@ -266,7 +266,7 @@ class EditTab:
         return [self.session, self.left, self.right, self.slider, self.history, self.png, self.saved_edit]
 
     def _view_components(self) -> list[gr.Component]:
-        """Return all components whose content depends on the image of the visitor."""
+        """Return all components whose content depends on the image that the visitor edits."""
         edited = [*self._edit_components(), self.target, *self.suggestions, self.variants, self.variant_steps]
         return [
             *edited,
@@ -334,7 +334,10 @@ class EditTab:
         )
 
     def _open_example(self, index: int) -> EditSession:
-        """Return the session of an example. The inversion of an example is cached for all visitors."""
+        """Return the session of the example with the index ``index``.
+
+        An example is inverted only once. All visitors share the cached session.
+        """
         if index not in self.example_sessions:
             example = self.context.edit_examples[index]
             self.example_sessions[index] = open_example(self.context, example, self._defaults())
@@ -381,9 +384,9 @@ class EditTab:
         return {} if saved is None else self._view(saved, comparison, saved.seed.prompt)
 
     def _saved_session(self, digest: str, prompt: str, settings: EditSettings) -> EditSession | None:
-        """Return a session that displays the edit with ``prompt`` of the stored seed with the hash ``digest``.
+        """Read the stored seed whose hash is ``digest``; return a session that displays its edit with ``prompt``.
 
-        If the file of the seed is deleted, return None.
+        If the file of the seed was deleted, return None.
         """
         for example in self.example_sessions.values():
             if example.seed.digest == digest:
@@ -521,7 +524,10 @@ def _history(session: EditSession) -> list[tuple[Image.Image, str]]:
 
 
 def _suggestions(session: EditSession) -> list[dict[str, Any]]:
-    """Return the text and the visibility of each button with a suggested edit."""
+    """Return the properties ``value`` (text) and ``visible`` of each button with a suggested edit.
+
+    Buttons without a suggestion are hidden.
+    """
     names = list(session.suggestions)[:NUM_SUGGESTIONS]
     names += [""] * (NUM_SUGGESTIONS - len(names))
     return [{"value": name, "visible": bool(name)} for name in names]

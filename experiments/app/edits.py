@@ -22,12 +22,12 @@ from rnri.editing import Injection, PromptToPrompt, edit
 from rnri.models.family import Family
 
 LOW_VAE_PSNR_DB = 20.0
-"""If the VAE alone reproduces an image with a PSNR below ``LOW_VAE_PSNR_DB``, the page reports the PSNR of the VAE."""
+"""If the VAE alone, without inversion, reproduces an image with a PSNR in dB below this, the page reports the PSNR."""
 EDIT_CONTROLS: Mapping[type, tuple[str, ...]] = {
     PromptToPrompt: ("cross", "self_attention", "weights", "blend"),
     Injection: ("share",),
 }
-"""Names of the edit settings that the page offers, by the class of the settings."""
+"""Names of the edit settings that the page offers, by the class of the editing method."""
 WEIGHT = re.compile(r"(?P<word>[^=,]+)=(?P<weight>[^=,]+)")
 
 
@@ -65,7 +65,7 @@ class Seed:
 
     @property
     def pipe_kwargs(self) -> dict[str, Any]:
-        """Arguments with which the pipeline generates the image, as ``rnri.PipelineInversion.pipe_kwargs``."""
+        """Arguments of the pipeline call that generates the image, as in ``rnri.PipelineInversion.pipe_kwargs``."""
         height, width = self.image_size
         negative_prompt = {"negative_prompt": [self.negative_prompt]} if self.negative_prompt else {}
         return {
@@ -103,7 +103,9 @@ def no_progress(done: int, steps: int) -> None:
 def invert_image(
     context: AppContext, image: Image.Image, prompt: str, *, on_step: Callable[[int, int], Any] = no_progress
 ) -> Seed:
-    """Return the seed of ``image`` under ``prompt``. ``on_step(done, steps)`` is called after each inversion step.
+    """Invert ``image`` with ``prompt`` and return the seed.
+
+    After each inversion step, ``on_step(done, steps)`` is called with the number of finished steps and of all steps.
 
     Raises:
         ValueError: the prompt is empty, the seed is not finite, or ``rnri.invert`` raised an error.
@@ -132,7 +134,8 @@ def invert_image(
 def quality(inversion: rnri.PipelineInversion) -> str:
     """Return one or two sentences about the quality of the reconstruction.
 
-    There is a second sentence if the VAE alone, without inversion, does not reproduce the image well.
+    The second sentence is added if the VAE alone, without inversion, reproduces the image with a PSNR below
+    ``LOW_VAE_PSNR_DB``.
     """
     sentence = f"Reconstruction: {inversion.quality}."
     vae_psnr = float(inversion.vae_psnr[0])
@@ -171,10 +174,10 @@ def edit_config(
 
 
 def _config_class(family: Family) -> type:
-    """Return the class of the edit settings of models of ``family``.
+    """Return the class of the editing method for models of ``family``.
 
-    For a family without an attention editor, ``Injection`` is returned, so that the page opens. An edit with such a
-    model raises an error.
+    For a family without an attention editor, ``Injection`` is returned, so that the page opens. An edit with a model of
+    such a family raises an error.
     """
     try:
         return family.attention_editor().config_class
@@ -196,7 +199,7 @@ def parse_weights(text: str) -> dict[str, float]:
         except ValueError:
             number = math.nan
         if not math.isfinite(number):
-            raise ValueError(f"word weights: {part!r} is invalid: write word weights as red=2, dog=0.5.")
+            raise ValueError(f"word weights: {part!r} is not a pair word=number; write word weights as red=2, dog=0.5.")
         weights[match["word"].strip()] = number
     return weights
 
@@ -210,7 +213,7 @@ def parse_words(text: str) -> tuple[str, ...]:
 def edit_image(
     context: AppContext, seed: Seed, prompt: str, config: PromptToPrompt | Injection
 ) -> tuple[Image.Image, Image.Image]:
-    """Generate two images of ``seed`` in one pipeline call: with the prompt of the seed, and with ``prompt``.
+    """Generate two images from ``seed`` in one pipeline call: one with the prompt of the seed, one with ``prompt``.
 
     Returns:
         The reconstruction (with the prompt of the seed) and the edited image (with ``prompt``).

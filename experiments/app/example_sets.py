@@ -14,7 +14,7 @@ from experiments.app.context import AppContext
 from experiments.app.uploads import read_image
 
 PAIRS = ((("fox", 0), ("fox", 2)), (("fox", 0), ("owl", 0)), (("fox", 1), ("eagle", 1)))
-"""Pairs of drawings. A drawing is given by its concept and by its index among the drawings of the concept."""
+"""Pairs of drawings. A drawing is identified by its concept and by its index among the drawings of the concept."""
 RARE_CONCEPTS = ("volcano", "steaming bowl", "tram", "basketball", "shortcake", "water wave")
 """Rare concepts of the emoji corpus.
 
@@ -33,7 +33,7 @@ class ExampleSet:
 
 
 def example_pairs(context: AppContext) -> list[ExampleSet]:
-    """Return pairs of example images for a path between their seeds.
+    """Return the pairs of example images that the tab Seeds offers; the tab interpolates between the seeds of a pair.
 
     If the examples are a table of drawings, the pairs are ``PAIRS``. If the examples are a folder, each pair consists
     of the first two images with the same prompt.
@@ -75,7 +75,7 @@ def rare_concept_sets(context: AppContext) -> list[ExampleSet]:
 
 
 Drawing = tuple[bytes, str, str]
-"""A drawing: the content of the image file, the name of the concept, and the name with an article."""
+"""A drawing: the bytes of the image file, the name of the concept, and this name with its article (``a fox``)."""
 
 
 def _drawings(context: AppContext) -> dict[str, list[Drawing]] | None:

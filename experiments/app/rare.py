@@ -1,4 +1,7 @@
-"""Computations of the tab Rare concept: plain samples, the iterations of SeedSelect, and distances to references."""
+"""Computations of the tab Rare concept: plain samples, the iterations of SeedSelect, and distances to references.
+
+Plain samples are images that are generated from random seeds, without SeedSelect.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +55,7 @@ class SelectionProgress:
 
 @dataclass(frozen=True)
 class NearestReference:
-    """The reference image that is nearest to a generated image.
+    """The reference image with the smallest perceptual distance to a generated image.
 
     Attributes:
         number: number of the reference image, counted from 1.
@@ -82,8 +85,8 @@ def nearest_references(
 ) -> list[NearestReference] | None:
     """Return the nearest reference of each image, or None if the page has no classifier.
 
-    The distance and the threshold are computed as for the column ``copies_concept`` of the experiments
-    (:mod:`experiments.evaluation.diversity`); the reference images are the real images of the concept.
+    The distance and the threshold are computed as for the column ``copies_concept`` in the result tables of the
+    experiments (:mod:`experiments.evaluation.diversity`). The only real images of the concept are ``references``.
     """
     if context.classifier is None:
         return None
@@ -102,7 +105,9 @@ def check_inputs(prompt: str, references: Sequence[Image.Image]) -> None:
     if "\n" in prompt.strip():
         raise ValueError("the prompt must be one line that names the concept of all images: remove the other lines.")
     if not 1 <= len(references) <= MAX_REFERENCES:
-        raise ValueError(f"got {len(references)} reference images: choose 1 to {MAX_REFERENCES} images of the concept.")
+        raise ValueError(
+            f"got {len(references)} reference images: choose 1 to {MAX_REFERENCES} reference images of the concept."
+        )
 
 
 def plain_samples(context: AppContext, prompt: str) -> list[Image.Image]:

@@ -1,4 +1,4 @@
-"""The tab Rare concept: plain samples, and the result of every update of SeedSelect."""
+"""The tab Rare concept: plain samples (images from random seeds), and the result of every update of SeedSelect."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ Diffusion models often fail on concepts that training captions rarely mention.
 """
 EXPLANATION = (
     "The loss measures how far an image is from the mean of the references, in the features of CLIP and in the latent "
-    "space: lower is closer. An image is a *copy* if its perceptual distance to a reference is smaller than 95 % of "
-    "the distances between two references. Every other image is *new*."
+    "space. A lower loss means that the image is closer. An image is a *copy* if its perceptual distance to a "
+    "reference is smaller than 95 % of the distances between two references. Every other image is *new*."
 )
 SCROLL_TO_RESULTS_JS = """() => {
   if (window.innerWidth < 768) document.getElementById("rare-results").scrollIntoView({behavior: "smooth"});
@@ -158,7 +158,7 @@ def _tab_selected(
 def _images_changed(
     context: AppContext, plain: PlainSamples | None, references: Sequence[Image.Image], prompt: str
 ) -> tuple:
-    """Return the updates that remove the results for the previous references.
+    """Return the updates that remove the results that were computed for the previous references.
 
     If there are references and a prompt, the updates also show plain samples (images from random seeds).
     """

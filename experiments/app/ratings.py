@@ -54,7 +54,7 @@ class Item:
     """The images of several methods for the same prompt and input.
 
     Attributes:
-        name: unique name of the item.
+        name: name that identifies the item in the run.
         concept: name of the concept that the images show, in experiments on rare concepts.
         prompt: prompt of the images; may be empty.
         images: dict that maps the name of a method to its image.
@@ -84,9 +84,9 @@ class Question:
 
 
 def read_run(folder: str | Path) -> list[Item]:
-    """Read the items of a finished run for which at least two methods have an image.
+    """Read the items of a finished run. An item consists of the images of several methods for one prompt and input.
 
-    An item consists of the images of several methods for the same prompt and input.
+    Items with an image of only one method are omitted.
 
     Raises:
         ValueError: ``folder`` is not the folder of a finished run, or no item has images of two methods.
@@ -95,7 +95,7 @@ def read_run(folder: str | Path) -> list[Item]:
     for name in ("results.json", "samples.parquet"):
         if not (folder / name).is_file():
             raise ValueError(
-                f"run: {folder} is not a finished run ({name} is missing): give the run_dir of a finished run."
+                f"run: {folder} is not a finished run ({name} is missing): set run to the run_dir of a finished run."
             )
     items: dict[str, Item] = {}
     for method, files in _unit_files(folder / "units").items():
@@ -106,8 +106,8 @@ def read_run(folder: str | Path) -> list[Item]:
     comparable = [items[name] for name in sorted(items) if len(items[name].images) > 1]
     if not comparable:
         raise ValueError(
-            f"run: {folder} has no image for which two methods can be compared: give the folder of a run with at least "
-            "two methods."
+            f"run: {folder} has no prompt for which two methods have an image: set run to the run_dir of a run with at "
+            "least two methods."
         )
     return comparable
 
@@ -127,10 +127,11 @@ def _unit_files(units: Path) -> dict[str, list[Path]]:
 
 
 def _read_unit(file: Path) -> list[tuple[str, str, str, ImageRef, ImageRef | None]]:
-    """Read a file with results of one method, and describe each result image without NaN and infinite pixels.
+    """Read a file with results of one method. Result images with NaN or infinite pixels are omitted.
 
     Returns:
-        For each result image: name of the item, concept, prompt, result image, and input image or None.
+        One tuple for each result image: name of the item, concept, prompt, reference to the result image, and reference
+        to the input image (None if the file does not contain input images).
     """
     try:
         with safe_open(file, framework="pt") as unit:
@@ -209,7 +210,7 @@ def read_references(folder: str | Path, items: Sequence[Item]) -> dict[str, list
 
 
 def build_questions(items: Sequence[Item], methods: Sequence[str], rater: str) -> list[Question]:
-    """Return one question for each item that has an image of every method.
+    """Return one question for each item that has an image of every method in ``methods``.
 
     The order of the questions and the positions of the methods are random; the name of the rater is the random seed.
 

@@ -123,22 +123,23 @@ def _check(seed: Seed, context: AppContext, name: str) -> None:
     """Raise ValueError if the model of the page cannot generate an image from ``seed``."""
     if seed.fingerprint not in (None, context.fingerprint):
         raise ValueError(
-            f"{name} is a seed of another model ({seed.fingerprint[:12]}, not {context.fingerprint[:12]}); "
-            "start the page with that model."
+            f"{name} is a seed of another model (fingerprint {seed.fingerprint[:12]}; the model of the page has "
+            f"{context.fingerprint[:12]}); start the page with the model of the seed."
         )
     expected = tuple(context.model.family.pack(torch.zeros(1, *context.model.latent_shape)).shape)
     shape = tuple(seed.latents.shape)
     if shape != expected or seed.image_size != context.model.image_size:
         raise ValueError(
-            f"{name} has a seed of shape {shape} for images of {seed.image_size} pixels, but the model needs "
-            f"{expected} for {context.model.image_size}; start the page with the model of the seed."
+            f"{name} has a seed of shape {shape} for images of {seed.image_size} pixels, but the model "
+            f"of the page needs a seed of shape {expected} for images of {context.model.image_size} pixels; start the "
+            "page with the model of the seed."
         )
     if not seed.latents.is_floating_point() or not seed.latents.isfinite().all():
-        raise ValueError(f"{name} has a seed that is not finite; invert its image again.")
+        raise ValueError(f"{name} has a seed with NaN or infinite values; invert the image again.")
     if seed.inversion is not None:
         try:
             seed.inversion.check_pipeline(context.model.pipeline)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
     if not 1 <= seed.guidance < float("inf"):
-        raise ValueError(f"{name} has the guidance scale {seed.guidance:g}; must be >= 1: invert the image again.")
+        raise ValueError(f"{name} has the guidance scale {seed.guidance:g}; invert the image again with a scale >= 1.")

@@ -33,9 +33,9 @@ DESCRIPTIONS = {
 }
 """Descriptions of the averages of seeds, by name."""
 FRAME_MS = 150
-"""Time in milliseconds for which an animation shows an inner point of the path."""
+"""Time in milliseconds for which an animation shows the image at each inner point of the path."""
 END_FRAME_MS = 900
-"""Time in milliseconds for which an animation shows an end of the path."""
+"""Time in milliseconds for which an animation shows the image at each end of the path."""
 VIDEO_FPS = 20
 """Frames per second of a video. ``FRAME_MS`` and ``END_FRAME_MS`` must be multiples of the time of a frame."""
 
@@ -55,8 +55,8 @@ class SeedPaths:
     """Paths between two seeds and averages of all seeds.
 
     Attributes:
-        images: images of the points of NAO's path from the first seed to the second seed.
-        norms: dict that maps the name of a path to the norms of its points. The first path is NAO's path.
+        images: images that are generated from the points of NAO's path from the first seed to the second seed.
+        norms: dict that maps the name of a path to the norms of the path's points. The first path is NAO's path.
         typical_norm: the most likely norm of a standard Gaussian seed.
         averages: the averages of all seeds.
     """
@@ -116,11 +116,11 @@ def invert_batch(context: AppContext, images: Sequence[Image.Image], prompts: Se
 def add_prompt_lines(text: str, count: int, prompts: Sequence[str]) -> str:
     """Add the prompts of new images to ``text``, which has one line per image.
 
-    The line of an image without a prompt is empty, so that line k is always the prompt of image k.
+    An image without a prompt has an empty line, so that line k is always the prompt of image k.
 
     Args:
-        text: the prompts so far, one line per image. If ``text`` has more than ``count`` lines, the further lines are
-            the prompts of new images.
+        text: the prompts so far, one line per image. If ``text`` has more than ``count`` lines, the lines after the
+            first ``count`` lines are the prompts of new images.
         count: number of images before the new images.
         prompts: prompts of the new images; the prompt of an uploaded image is empty.
     """
@@ -219,10 +219,11 @@ def _compare(value: float, reference: float) -> str:
 def sample_images(
     context: AppContext, seeds: Tensor, prompts: Sequence[str], weights: Tensor | None = None
 ) -> list[Image.Image]:
-    """Generate the images of ``seeds [m,C,h,w]``.
+    """Generate one image from each of the m ``seeds [m,C,h,w]``.
 
-    Without ``weights``, there is one prompt per seed. With ``weights [m,n]``, the text embedding of each image is a
-    weighted mean of the text embeddings of n prompts, see :func:`blended_predictor`.
+    If ``weights`` is None, ``prompts`` contains one prompt per seed. Otherwise ``prompts`` contains n prompts, and row
+    k of ``weights [m,n]`` contains the weights with which the text embeddings of the prompts are averaged for image k,
+    see :func:`blended_predictor`.
     """
     model = context.model
     with context.lock:
@@ -238,12 +239,12 @@ def sample_images(
 def blended_predictor(
     model: LatentDiffusion, prompts: Sequence[str], weights: Tensor, guidance: float
 ) -> NoisePredictor:
-    """Return a predictor for m images; the text embedding of an image is a weighted mean over n prompts.
+    """Return a noise predictor for m images, which uses for each image a weighted mean of the n prompt embeddings.
 
     Args:
         model: the diffusion model.
         prompts: n prompts.
-        weights: weights of the prompts for each image, ``[m,n]``; the sum over the prompts is 1.
+        weights: weight of each prompt in each image, ``[m,n]``; the weights of an image add up to 1.
         guidance: guidance scale.
     """
     predictor = model.predictor([prompts[0]] * len(weights), guidance)

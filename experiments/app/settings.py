@@ -1,4 +1,4 @@
-"""Types of the keys of ``configs/app.yaml``, except for the model, the inversion method and SeedSelect."""
+"""Types of the settings in ``configs/app.yaml``, except for the keys ``model``, ``method`` and ``select``."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ MIN_DISPLAY_SIZE = 384
 MAX_EXAMPLES = 12
 """Maximum number of example images that the page shows."""
 DRAFT_FACTOR = 2
-"""Large JPEG files are decoded at a reduced size that is at least ``DRAFT_FACTOR`` times the model's image size."""
+"""A large JPEG file is decoded at a reduced size, which is at least ``DRAFT_FACTOR`` times the model's image size."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def read_image(
         source: path of the file, or its content.
         size: height and width of the result in pixels.
         limits: maximum file size and number of pixels.
-        name: file name in error messages; if empty, the name of ``source``.
+        name: name of the image in error messages. If ``name`` is empty, the file name in ``source`` is used.
 
     Raises:
         ValueError: the file is empty, too large, damaged, not an image, or a grayscale image with an unknown maximum
@@ -78,7 +78,8 @@ def read_image(
         raise ValueError(f"{name} is not a readable image: choose a PNG, JPEG, WebP or HEIC file.") from error
     if image.width * image.height > limits.max_pixels:
         raise ValueError(
-            f"{name} has {image.width} x {image.height} pixels, at most {limits.max_pixels:,} are allowed: resize it."
+            f"{name} has {image.width} x {image.height} pixels, at most {limits.max_pixels:,} are allowed: "
+            "resize the image."
         )
     side = DRAFT_FACTOR * max(size)
     image.draft(None, (side, side))  # decode a JPEG file at 1/2, 1/4 or 1/8 of its size if the result is large enough
@@ -100,7 +101,9 @@ def _read_bytes(source: str | Path | bytes, name: str, max_bytes: int) -> tuple[
         name = name or path.name
         data = path.read_bytes() if length <= max_bytes else b""
     if length > max_bytes:
-        raise ValueError(f"{name} has {length / 1e6:.1f} MB, at most {max_bytes / 1e6:g} MB are allowed: resize it.")
+        raise ValueError(
+            f"{name} has {length / 1e6:.1f} MB, at most {max_bytes / 1e6:g} MB are allowed: choose a smaller file."
+        )
     if not length:
         raise ValueError(f"{name} is empty: choose another file.")
     return data, name
@@ -163,13 +166,14 @@ def example_files(source: str | Path | None) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise ValueError(
-            f"examples: {source} must be a folder of images, a table of drawings, or null for no examples."
+            f"examples: {source} does not exist or is not a folder; set examples to a folder of images, to a .parquet "
+            "table of drawings, or to null for no examples."
         )
     files = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)[:MAX_EXAMPLES]
     if not files:
         raise ValueError(
-            f"examples: {source} has no images ({', '.join(IMAGE_SUFFIXES)}): use another folder, or null for no "
-            "examples."
+            f"examples: {source} has no images ({', '.join(IMAGE_SUFFIXES)}): set examples to another folder, or to "
+            "null for no examples."
         )
     return files
 
@@ -188,7 +192,7 @@ def _read_edits(image: Path) -> dict[str, str]:
 def read_measured_examples(
     source: str | Path | None, edits: Sequence[MeasuredEdits], size: tuple[int, int], limits: UploadLimits
 ) -> list[Example]:
-    """Return the drawings of the table ``source`` for which ``edits`` contains edits, with these edits.
+    """Return those drawings in the table ``source`` that have edits in ``edits``, each drawing with its edits.
 
     The list is empty if ``source`` is None or not a table.
     """
@@ -207,7 +211,7 @@ def read_measured_examples(
 
 
 def _read_drawings(path: Path, size: tuple[int, int], limits: UploadLimits) -> list[Example]:
-    """Read one drawing for each of at most ``MAX_EXAMPLES`` concepts, which are evenly spaced in the table."""
+    """Read one drawing of at most ``MAX_EXAMPLES`` concepts. The concepts are evenly spaced in the table."""
     table = pd.read_parquet(path, columns=["image", "concept", "phrase"]).drop_duplicates("concept")
     selected = table.iloc[:: max(1, len(table) // MAX_EXAMPLES)].head(MAX_EXAMPLES)
     return [

@@ -21,7 +21,7 @@ EXCLUSIVE = {"concurrency_id": "model", "concurrency_limit": 1}
 NO_PROGRESS = {"show_progress": "hidden"}
 """Options of events for which Gradio shows no progress indicator."""
 LATEST_ONLY = {"trigger_mode": "always_last", **EXCLUSIVE, **NO_PROGRESS}
-"""Options of events that can arrive faster than the page processes them: only the latest waiting event is processed."""
+"""Options of events that arrive faster than they are processed: of all waiting events, only the latest is processed."""
 PROGRESS = gr.Progress()
 """Default value of the argument ``progress`` of event handlers.
 
@@ -30,7 +30,7 @@ When Gradio calls a handler, it replaces the value by the progress bar of the ca
 
 
 def step_title(number: int, text: str) -> gr.HTML:
-    """Create the title of a step, with its number."""
+    """Create the title of one step of the instructions, with the number of the step."""
     return gr.HTML(f'<p class="step"><b>{number}</b> {html.escape(text)}</p>', padding=False)
 
 
@@ -68,7 +68,7 @@ def image_list_input(
 
     Args:
         context: the model and the settings of the page.
-        prefix: first part of the element ids of the components.
+        prefix: first part of the HTML ids (``elem_id``) of the components, such as ``seeds``.
         max_images: maximum number of images.
         prompt_per_image: if True, the prompts have one line per image. If False, all images have the same prompt, which
             is set automatically only if the first image is an example.
@@ -127,7 +127,7 @@ def image_list_input(
 
 
 def connect_set(button: gr.Button, images: Sequence[Image.Image], prompts: str, outputs: list[Any]) -> None:
-    """Connect ``button`` so that a click writes ``images``, the enlarged images and ``prompts`` to ``outputs``."""
+    """Make a click on ``button`` write ``images``, the enlarged images and ``prompts`` to the three ``outputs``."""
     chosen = (list(images), [enlarge(image) for image in images], prompts)
     button.click(lambda: chosen, None, outputs, **NO_PROGRESS)
 

@@ -38,7 +38,7 @@ def resolve(root: DictConfig, key: str) -> tuple[str, Node | None]:
             path, node = resolve(root, reference[1])
             if node is None:
                 raise ValueError(
-                    f"{referring} refers to {reference[1]}, which does not exist in this config: give an existing key."
+                    f"{referring}: the config has no key {reference[1]} for ${{{reference[1]}}}; write an existing key."
                 )
     return path, node
 

@@ -16,7 +16,7 @@ GROUPS: Mapping[str, str] = {
     "task": "The settings of one type of experiment. Every experiment selects one of these configs.",
     "trainer": "The options of Lightning's `Trainer`. A training uses `fit`, any other experiment uses `default`.",
     "logger": "The logger: `logger=NAME`.",
-    "arm": "One of the compared pipelines of an experiment on rare concepts: `+arm@task.arms.MY_NAME=NAME`.",
+    "arm": "An arm is one of the compared pipelines of an experiment on rare concepts: `+arm@task.arms.MY_NAME=NAME`.",
     "method": "The inversion method of an arm or of a comparison: `+method@task.methods.MY_NAME=NAME`.",
     "group_select": "The joint optimization of the seeds of a prompt: `group_select@select=NAME`.",
     "seed_init": "How an arm computes its initial seeds from the inverted references: `seed_init=NAME`.",

@@ -1,4 +1,4 @@
-"""The folder of a run. In a sweep, each job has a separate folder."""
+"""The folder to which a run writes its outputs. In a sweep, each job has a separate folder."""
 
 from __future__ import annotations
 

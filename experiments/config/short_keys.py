@@ -1,7 +1,7 @@
 """The short keys ``methods``, ``steps``, ``images``, ``guidance``, ``nfe``, ``prompt`` and ``arms``.
 
-An experiment defines its methods, settings and arms below the key ``task``. A short key is a top-level key that changes
-the methods, settings or arms without the syntax of Hydra's config groups and lists.
+An experiment defines its methods, settings and arms (compared pipelines) below the key ``task``. A short key is a
+top-level key that changes the methods, settings or arms without the syntax of Hydra's config groups and lists.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MAPPINGS = {
 The value of each entry is the top-level key that selects methods or arms on the command line.
 """
 SPECIAL_SETTINGS = ("edit", "generated", "decoder_iterations")
-"""Keys of a setting that measures something other than the reconstruction of real images.
+"""A setting with one of these keys measures something other than the reconstruction of real images.
 
 A setting of an inversion experiment is a combination of methods, number of steps, guidance scale and prompt.
 """
@@ -77,7 +77,7 @@ def list_error(arguments: Sequence[str]) -> str | None:
 
 
 class _Task:
-    """The ``task`` of a config, and the values of short keys such as ``steps=``, which override its settings."""
+    """The section ``task`` of a config, and the values of the short keys (such as ``steps``) that change it."""
 
     def __init__(self, config: DictConfig, values: dict[str, Any]) -> None:
         self.name = config.get("name")

@@ -1,8 +1,8 @@
-"""Signatures of the classes and functions that configs refer to by ``_target_``.
+"""Signatures of the classes and functions that configs name in ``_target_``.
 
-:func:`source_signature` reads the signature from the source file of the class or function. :func:`source_signature` is
-fast, because no module is imported; an import of PyTorch takes several seconds. :func:`imported_signature`
-imports the class or function and returns the exact signature.
+:func:`source_signature` reads the signature from the source file of the class or function. It is fast, because no
+module is imported; an import of PyTorch takes several seconds. :func:`imported_signature` imports the class or function
+and returns the exact signature.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ def option_errors(config: DictConfig, value_error: Callable[[str, Any, Any], str
         return [error for error in errors if error]
     errors = [
         f"trainer.{name}: must not be set in an experiment that trains no network, "
-        f"got {_value(config, name)!r}; remove it. To compute less, set task.images or data.concepts."
+        f"got {_value(config, name)!r}; remove it. To shorten the run, set task.images or data.concepts."
         for name in names
         if name in TRAINING_OPTIONS
     ]

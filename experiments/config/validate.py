@@ -30,9 +30,9 @@ HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
 
 
 def interpolation_error(config: DictConfig) -> str | None:
-    """Return an error message if the value of a key refers to itself by interpolations, else None.
+    """Return an error message if the value of a key depends on the key itself through interpolations, else None.
 
-    If several keys refer to themselves, the message names the key with the fewest dots.
+    If several keys depend on themselves, the message names the key with the fewest dots.
     """
     return min(_cycles(config), key=lambda message: message.partition(":")[0].count("."), default=None)
 
@@ -54,7 +54,7 @@ def _cycles(node: Container) -> Iterator[str]:
 
 def _refers_to_itself(node: Node) -> str:
     key = node._get_full_key(None)
-    return f"{key}: refers to itself, got {node._value()}; give a value that does not depend on {key}."
+    return f"{key}: depends on itself, got {node._value()}; set {key} to a value that does not depend on {key}."
 
 
 def check_before_imports(config: DictConfig) -> None:
@@ -112,7 +112,7 @@ def _logger_errors(config: DictConfig) -> list[str | None]:
 
 
 def _missing(root: DictConfig, key: str) -> list[str]:
-    """Return ``key`` or the keys below ``key`` that have no value; Hydra marks a value that must be set by ``???``."""
+    """Return the keys without a value: ``key`` itself, or keys below ``key``. Hydra marks such a value by ``???``."""
     path, node = resolve(root, key)
     if node is None or node._is_none():
         return []

@@ -1,4 +1,4 @@
-"""Frequency buckets: divides concepts by the number of captions that mention a concept into head, medium and tail."""
+"""Divides concepts into the frequency buckets head, medium and tail, by the number of captions that mention them."""
 
 from __future__ import annotations
 
@@ -26,18 +26,19 @@ def bucket_by_threshold(counts: Mapping[str, int], head: int, tail: int) -> dict
 
 
 def bucket_by_rank(counts: Mapping[str, int], sizes: Sequence[int]) -> dict[str, str]:
-    """Return the frequency bucket of each concept by its rank; concepts are sorted by decreasing count, then by name.
+    """Return the frequency bucket of each concept by its rank in the order of decreasing counts.
 
-    The first ``sizes[0]`` concepts are in bucket ``head``, the next ``sizes[1]`` in ``medium``, and the last
-    ``sizes[2]`` in ``tail``. For ImageNet-1k, ``sizes`` is (235, 509, 256) in Table 3 of the RNRI paper.
+    Concepts with the same count are sorted by name. The first ``sizes[0]`` concepts are in bucket ``head``, the next
+    ``sizes[1]`` in ``medium``, and the last ``sizes[2]`` in ``tail``. For ImageNet-1k, ``sizes`` is (235, 509, 256) in
+    Table 3 of the RNRI paper.
 
     Raises:
         ValueError: ``sizes`` does not consist of three numbers >= 0 whose sum is the number of concepts.
     """
     if len(sizes) != 3 or min(sizes) < 0 or sum(sizes) != len(counts):
         raise ValueError(
-            f"ranks={list(sizes)} do not add up to the {len(counts):,} concepts: give the number of head, medium and "
-            "tail concepts."
+            f"ranks={list(sizes)} do not add up to the {len(counts):,} concepts: set ranks to the numbers of head, "
+            "medium and tail concepts."
         )
     labels = [bucket for bucket, size in zip(("head", "medium", "tail"), sizes, strict=True) for _ in range(size)]
     bucket_of = dict(zip(sorted(counts, key=lambda name: (-counts[name], name)), labels, strict=True))

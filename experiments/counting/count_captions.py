@@ -32,7 +32,7 @@ CACHE_VERSION = 3  # increase this version when the definition of a mention chan
 
 @dataclass(frozen=True)
 class CountQuery:
-    """The names that are counted in every shard (Parquet file of captions), and the column that contains the captions.
+    """The names whose mentions are counted in every shard (Parquet file of captions), and the column of the captions.
 
     Attributes:
         column: name of the Parquet column that contains the captions.
@@ -91,7 +91,7 @@ def count_shards(
 
     Args:
         shards: Parquet files of captions.
-        query: the names that are counted.
+        query: the names whose mentions are counted, and the column of the captions.
         cache: counts of shards that are already finished.
         engine: function that starts the worker processes, from :mod:`experiments.counting.count_engines`.
 
@@ -124,7 +124,7 @@ def _merge(
     *,
     bar: tqdm,
 ) -> None:
-    """Adds the counts of finished files to ``done`` and ``cache``, and the errors of failed files to ``errors``."""
+    """Add the counts of finished shards to ``done`` and ``cache``, and the errors of failed shards to ``errors``."""
     for future in as_completed(futures):
         shard = futures[future]
         try:
@@ -132,7 +132,7 @@ def _merge(
         except ValueError as error:
             errors.append(str(error))
         except BrokenExecutor:
-            errors.append(f"{shard.url}: a worker process died, often because memory ran out: use fewer workers.")
+            errors.append(f"{shard.url}: a worker process died, often because memory ran out; reduce --workers.")
         except Exception as error:  # an error in one shard must not discard the counts of the other shards
             errors.append(f"{shard.url}: {error!r}")
         else:

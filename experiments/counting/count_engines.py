@@ -16,7 +16,7 @@ from threading import Thread
 from typing import Any
 
 Workers = tuple[Executor, Callable[[Any], Any]]
-"""An executor, and the function ``share`` for an argument that many submitted calls have in common."""
+"""An executor, and the function ``share``, which sends an argument of many submitted calls to each worker only once."""
 
 
 @contextmanager

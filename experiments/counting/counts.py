@@ -54,12 +54,12 @@ def read_count_table(path: str | Path) -> CountTable:
     path = Path(path)
     readers = {".tsv": _read_table, ".csv": _read_table, ".json": _read_json}
     if path.suffix.lower() not in readers:
-        raise ValueError(f"{path} ends in {path.suffix!r}: give a .json, .csv or .tsv file of names and counts.")
+        raise ValueError(f"{path} ends in {path.suffix!r}: choose a .json, .csv or .tsv file of names and counts.")
     if not path.is_file():
-        raise ValueError(f"{path} does not exist: give a .json, .csv or .tsv file of names and counts.")
+        raise ValueError(f"{path} does not exist: choose a .json, .csv or .tsv file of names and counts.")
     rows = readers[path.suffix.lower()](path)
     if not rows:
-        raise ValueError(f"{path} contains no counts: it must have a name and a count in each row.")
+        raise ValueError(f"{path} contains no counts: write a name and a count in each row.")
     names = unique_names((name for name, _ in rows), str(path), "keep one count per name, or use class indices")
     counts = {name: _count(path, name, value) for name, (_, value) in zip(names, rows, strict=True)}
     return CountTable(counts, str(path), hashlib.sha256(path.read_bytes()).hexdigest())
@@ -99,7 +99,7 @@ def _count(path: Path, name: str, value: Any) -> int:
         )
     count = int(value)
     if count < 0:
-        raise ValueError(f"{path} has the count {count} for {name!r}: a count must be >= 0.")
+        raise ValueError(f"{path} has the count {count} for {name!r}: replace it by an integer >= 0.")
     return count
 
 

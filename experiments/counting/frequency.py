@@ -16,14 +16,14 @@ def spellings(name: str) -> set[str]:
         ValueError: ``name`` contains neither a letter nor a digit.
     """
     if not normalize(name).strip():
-        raise ValueError(f"The name {name!r} has no letter or digit: give a name that consists of words.")
+        raise ValueError(f"The name {name!r} has no letter or digit: choose a name that consists of words.")
     forms = {name} | number_variants(name)
     forms |= {re.sub("[-\u2010\u2011]", "", form) for form in forms}
     return {normalize(form) for form in forms}
 
 
 def mentions(names: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
-    """Return a dict that maps each spelling of a name to the concepts that a caption with this spelling mentions.
+    """Return a dict from each spelling of a name to the concepts that a caption mentions if it has this spelling.
 
     A caption mentions a concept if the caption contains the name of the concept or a synonym as whole words. The head
     noun of a name may be in the singular or the plural. Upper case, lower case and hyphens are ignored. A caption that

@@ -21,7 +21,7 @@ def imagenet_class(name: str) -> ImageNetClass:
     indices = keys.get(name) or keys.get(normalize(name), set())
     if len(indices) != 1:
         reason = f"names the classes {sorted(indices)}" if indices else "is not a class of ImageNet-1k"
-        raise ValueError(f"{name!r} {reason}: use class indices or WordNet ids.")
+        raise ValueError(f"{name!r} {reason}: write class indices or WordNet ids.")
     return imagenet_classes()[next(iter(indices))]
 
 
@@ -41,7 +41,10 @@ def imagenet_counts(table: CountTable, rows_are_indices: bool = False) -> dict[i
     classes = imagenet_classes()
     if rows_are_indices:
         if len(table.counts) != len(classes):
-            raise ValueError(f"{table.path} has {len(table.counts)} rows: rows_are_indices=True needs {len(classes)}.")
+            raise ValueError(
+                f"{table.path} has {len(table.counts)} rows, but rows_are_indices=True needs {len(classes)}; add the "
+                "counts of all classes."
+            )
         return dict(enumerate(table.counts.values()))
     counts: dict[int, int] = {}
     for name, count in table.counts.items():
@@ -62,9 +65,9 @@ def imagenet_counts(table: CountTable, rows_are_indices: bool = False) -> dict[i
 def _imagenet_keys() -> dict[str, set[int]]:
     """Return a dict that maps each key (index, WordNet id or name) to the indices of the classes with this key.
 
-    The types of keys are class indices, WordNet ids, unique names, normalized first names, normalized synonyms, and all
-    names of a class in one string ("tench, Tinca tinca"). If a key has several types, the returned dict
-    contains only the classes for the type that is listed first.
+    There are six types of keys: class indices, WordNet ids, unique names, normalized first names, normalized synonyms,
+    and all names of a class in one string ("tench, Tinca tinca"). If a string is a key of several types, only the
+    classes for the type that is listed first are in the returned dict.
     """
     classes = imagenet_classes()
     keys: dict[str, set[int]] = {}

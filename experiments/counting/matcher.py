@@ -55,8 +55,8 @@ class _Words:
     """The W words of a batch of N captions.
 
     Attributes:
-        text: ``uint8 [T]``, the normalized UTF-8 text of all captions, with spaces around words and at least eight
-            further spaces at the end.
+        text: ``uint8 [T]``, the normalized UTF-8 text of all captions, with spaces around words and at least eight more
+            spaces at the end.
         starts, ends: ``int64 [W]``, byte offsets in ``text`` at which each word begins and ends.
         captions: ``int64 [N]``, byte offset in ``text`` at which each caption begins.
     """
@@ -97,7 +97,7 @@ def read_words(captions: pa.StringArray) -> _Words:
 
 
 def _fold(text: bytes, captions: np.ndarray) -> tuple[bytes, np.ndarray]:
-    """Normalize the words with non-ASCII characters, and adapt the offsets of the captions to the new lengths of words.
+    """Normalize the words with non-ASCII characters, and correct the offsets of the captions for the new word lengths.
 
     ``text`` must contain spaces instead of ASCII punctuation. Each word can be normalized separately, because Unicode
     normalization never merges ASCII punctuation with a neighbor into a letter or digit, and combining marks after
@@ -127,7 +127,8 @@ class BatchCounter:
     """Counts the captions that mention each concept. A caption that mentions a concept several times is counted once.
 
     Args:
-        forms: spelling variants of names and the concepts of each variant, from :func:`patterns`.
+        forms: spelling variants of names, each with the indices of the concepts that have this name, from
+            :func:`patterns`.
         concepts: number of concepts.
     """
 

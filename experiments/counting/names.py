@@ -30,13 +30,13 @@ def read_names(source: str) -> dict[str, tuple[str, ...]]:
         return {c.name: c.synonyms for c in imagenet_classes()}
     path = Path(source)
     if path.suffix.lower() not in (".txt", ".tsv", ".csv", ".json"):
-        raise ValueError(f"{path} is not a file of names: give a .txt, .tsv, .csv or .json file, or {IMAGENET}.")
+        raise ValueError(f"{path} is not a file of names: choose a .txt, .tsv, .csv or .json file, or {IMAGENET}.")
     if not path.is_file():
-        raise ValueError(f"{path} does not exist: give a file of names, or {IMAGENET}.")
+        raise ValueError(f"{path} does not exist: choose a file of names, or {IMAGENET}.")
     rows = _read_json(path) if path.suffix.lower() == ".json" else _read_lines(path)
     names = unique_names((row[0] for row in rows), str(path), "put all its synonyms on one line")
     if not names:
-        raise ValueError(f"{path} contains no names: give one concept per line.")
+        raise ValueError(f"{path} contains no names: write one concept per line.")
     return {name: tuple(dict.fromkeys(map(normalize_name, row))) for name, row in zip(names, rows, strict=True)}
 
 

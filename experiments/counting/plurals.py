@@ -3,7 +3,7 @@
 Only the head nouns of a name are inflected: the last word, and the word before a preposition (house of cards,
 mother-in-law). If a name is in the singular, its regular and irregular plurals are returned (Doberman: Dobermans,
 Dobermen). If a name is in the plural, its singular and all other plurals of this singular are returned (cacti: cactus,
-cactuses). A wrong plural such as Dobermen does not change counts, because captions do not contain wrong plurals. The
+cactuses). A wrong plural such as Dobermen has no effect on the counts, because it does not occur in captions. The
 tables of exceptions contain words for which ``inflect`` does not return all forms, or returns a different word (news:
 new).
 """

@@ -1,4 +1,4 @@
-"""Writes text tables: ``.csv`` with commas and quotation marks, or ``.tsv`` with tabs and no quotation marks."""
+"""Writes text tables: ``.csv`` files with commas and quotation marks, ``.tsv`` files with tabs and without quotes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ def check_tsv_cells(cells: Iterable[str]) -> None:
     """Raise ValueError if a cell contains a tab or a line break, which a ``.tsv`` file cannot represent."""
     for cell in cells:
         if set(cell) & set("\t\n\r"):
-            raise ValueError(f"{cell!r} contains a tab or line break, which .tsv cannot hold: write .csv or .json.")
+            raise ValueError(
+                f"{cell!r} contains a tab or line break, which a .tsv file cannot contain: choose a .csv or .json file."
+            )
 
 
 def write_rows(path: Path, suffix: str, rows: Iterable[Sequence[object]]) -> None:

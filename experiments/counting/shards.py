@@ -1,4 +1,4 @@
-"""Lists local or remote Parquet files of captions (shards), and counts the captions in a shard that mention names."""
+"""Lists local or remote Parquet files of captions (shards), and counts the captions of a shard that mention names."""
 
 from __future__ import annotations
 
@@ -89,7 +89,9 @@ def list_shards(urls: Iterable[str], storage: Mapping[str, Any] | None = None) -
     for url in urls:
         matches = list(_expand(url, dict(storage or {})))
         if not matches:
-            raise ValueError(f"{url} matches no Parquet file: give files, folders of *.parquet, or patterns.")
+            raise ValueError(
+                f"{url} matches no Parquet file: pass *.parquet files, folders with such files, or patterns."
+            )
         shards |= {shard.url: shard for shard in matches}
     return [shards[url] for url in sorted(shards)]
 
@@ -208,7 +210,7 @@ def _check_column(shard: Shard, schema: pa.Schema, column: str) -> None:
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
     if not (is_text or pa.types.is_null(kind)):  # a column that contains only nulls has the type null
-        raise ValueError(f"{shard.url} has {kind} in the column {column!r}: captions must be strings.")
+        raise ValueError(f"{shard.url} has {kind} in the column {column!r}, not strings: set --column.")
 
 
 @lru_cache(maxsize=1)

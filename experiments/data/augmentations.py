@@ -1,4 +1,4 @@
-"""Random augmentations that do not change the class of an image. Each image of a batch is augmented independently."""
+"""Random augmentations that do not change the class of an image. Each image in a batch is augmented differently."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 A drawing is a square RGBA image with straight (not premultiplied) alpha. An integer, the *augmentation seed*,
 determines the background color of the image and the size, position and mirroring of the drawing. The same drawing and
-augmentation seed always give the same image.
+augmentation seed always produce the same image.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "yellow": (252, 241, 199),
     "purple": (226, 214, 244),
 }
-AUGMENTATIONS = 48  # number of augmentation seeds; each of the six backgrounds has eight seeds
+AUGMENTATIONS = 48  # number of augmentation seeds; each of the six backgrounds belongs to eight seeds
 SCALES = (0.84, 0.98)  # smallest and largest side of the drawing, as a fraction of the side of the image
 
 
@@ -46,10 +46,10 @@ class Augmentation:
         """Return the augmentation for the augmentation seed ``seed``. Consecutive seeds give different backgrounds.
 
         Raises:
-            ValueError: ``seed`` is not in ``[0, AUGMENTATIONS)``.
+            ValueError: ``seed`` is not an integer from 0 to ``AUGMENTATIONS - 1``.
         """
         if not 0 <= seed < AUGMENTATIONS:
-            raise ValueError(f"augmentation seed {seed} is outside [0, {AUGMENTATIONS}): choose a seed in that range.")
+            raise ValueError(f"augmentation seed {seed} does not exist: choose a seed from 0 to {AUGMENTATIONS - 1}.")
         scale, left, top, mirror = np.random.default_rng(seed).random(4)
         scale = SCALES[0] + (SCALES[1] - SCALES[0]) * scale
         return cls(

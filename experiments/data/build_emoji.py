@@ -206,12 +206,14 @@ def read_concepts(path: Path) -> list[dict[str, str]]:
         ValueError: the file or a required column is missing, or the table contains no rows.
     """
     if not path.is_file():
-        raise ValueError(f"{path} does not exist: give a table of concepts with --concepts.")
+        raise ValueError(f"{path} does not exist: pass an existing table of concepts with --concepts.")
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     columns = set(rows[0]) if rows else set()
     if missing := [name for name in ("emoji", "unicode_name", "name", "phrase") if name not in columns]:
-        raise ValueError(f"{path} has no column {missing[0]!r}, or no row: use the columns of {CONCEPTS_TABLE}.")
+        raise ValueError(
+            f"{path} has no column {missing[0]!r}, or no row: write a table with the columns of {CONCEPTS_TABLE}."
+        )
     return rows
 
 
@@ -233,7 +235,7 @@ def drawings(concepts: Sequence[Mapping[str, str]], packages: Path, size: int) -
         if len(icons_of_concept) < MIN_DESIGNERS or group not in GROUPS:
             raise ValueError(
                 f"{concept['name']!r} has drawings of {len(icons_of_concept)} designers and the group {group!r}: "
-                f"a concept needs {MIN_DESIGNERS} designers and one of the groups {', '.join(GROUPS)}."
+                f"choose a concept with {MIN_DESIGNERS} designers or more and one of the groups {', '.join(GROUPS)}."
             )
         for (icons, icon), split in zip(icons_of_concept, _splits(len(icons_of_concept), generator), strict=True):
             yield {
@@ -359,7 +361,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.size < 1:
             raise ValueError(f"--size {options.size}: must be an integer >= 1, the side in pixels.")
         if options.packages is not None and not options.packages.is_dir():
-            raise ValueError(f"{options.packages} is not a folder: give a folder of packages, or omit --packages.")
+            raise ValueError(
+                f"{options.packages} is not a folder: pass a folder of packages with --packages, or omit it."
+            )
         with tempfile.TemporaryDirectory() as temporary:
             packages = options.packages or Path(temporary)
             fetch(packages)

@@ -94,8 +94,8 @@ class CaptionedImages:
             pairs = self._pairs(path, self._caption_files(path))
         elif not path.is_file():
             raise ValueError(
-                f"data.captions={self.captions} does not exist: give COCO's JSON, a table of captions, or a folder of "
-                "images with a text file each."
+                f"data.captions={self.captions} does not exist: set data.captions to COCO's JSON file, to a table of "
+                "captions, or to a folder with a text file for each image."
             )
         elif path.suffix.lower() == ".parquet":
             pairs = self._in_parquet(path)
@@ -103,15 +103,17 @@ class CaptionedImages:
             pairs = self._in_folder(path)
         if not len(pairs):
             condition = "" if self.caption_contains is None else f" that contains {self.caption_contains!r}"
-            raise ValueError(f"{path} has no image with a caption{condition}: give another file.")
+            raise ValueError(f"{path} has no image with a caption{condition}: set data.captions to another file.")
         return pairs
 
     def _in_folder(self, path: Path) -> Captioned:
         if self.images is None:
-            raise ValueError(f"data.images has no value: give the folder with the image files of {path}.")
+            raise ValueError(f"data.images has no value: set it to the folder with the image files of {path}.")
         root = Path(self.images)
         if not root.is_dir():
-            raise ValueError(f"data.images={self.images} is not a folder: give the folder with the images of {path}.")
+            raise ValueError(
+                f"data.images={self.images} is not a folder: set it to the folder with the images of {path}."
+            )
         return self._pairs(root, _coco(path) if path.suffix.lower() == ".json" else self._table(path))
 
     def _caption_files(self, folder: Path) -> Iterator[tuple[str, str]]:
@@ -121,7 +123,8 @@ class CaptionedImages:
         """
         if self.images is not None:
             raise ValueError(
-                f"data.images={self.images}: must be null, because data.captions={folder} is the folder of images."
+                f"data.images={self.images}: must be null, because data.captions={folder} contains the images; set "
+                "data.images=null."
             )
         try:
             for file in read_captions(folder):
@@ -193,7 +196,7 @@ def _read(root: Path, name: str, size: tuple[int, int]) -> np.ndarray:
 
 
 def _identity(root: Path, name: str) -> str:
-    """Return the name and the size in bytes of an image file; both identify the image without reading the file."""
+    """Return the name and the size in bytes of an image file, which identify the image without reading the file."""
     try:
         return f"{name}\n{(root / name).stat().st_size}"
     except OSError as error:

@@ -231,8 +231,8 @@ def limit_references(concepts: Sequence[Concept], count: int | None) -> list[Con
     """Return the concepts with only their first ``count`` reference images, or with all images if ``count`` is None.
 
     The first ``count`` reference images of each concept are decoded once, so that damaged files are found before the
-    run starts. Further reference images are decoded as long as their total number is at most about
-    ``MAX_EAGER_CHECKS``.
+    run starts. If ``MAX_EAGER_CHECKS`` divided by the number of concepts is larger than ``count``, as many reference
+    images of each concept are decoded as this quotient.
 
     Raises:
         ValueError: a concept has fewer than ``count`` reference images, or an image file cannot be read.
@@ -256,11 +256,11 @@ def select_concepts(
     Args:
         concepts: all concepts of the data source.
         selection: a number of concepts per bucket, ``"all"``, or a list of names. If ``selection`` is a number,
-            concepts are drawn uniformly from each bucket. With the same ``seed``, a larger number selects all concepts
-            that a smaller number selects. A name may belong to any frequency bucket (head, medium or tail).
-            An integer in a list is a name.
+            concepts are drawn uniformly from each bucket. With the same ``seed``, the concepts that are drawn for a
+            larger number include all concepts that are drawn for a smaller number. The concepts in a list of names may
+            be in any frequency bucket (head, medium or tail). An integer in a list is a name.
         buckets: frequency buckets (head, medium, tail) to select from. Ignored if ``selection`` is a list of names.
-        seed: integer that initializes the random draw.
+        seed: random seed of the draw of concepts.
 
     Raises:
         ValueError: a name or a bucket is unknown or repeated, ``selection`` is less than 1 or has an invalid type, or
@@ -270,7 +270,7 @@ def select_concepts(
     selected = _select(concepts, selection, buckets, seed)
     if not selected:
         sizes = ", ".join(f"{b} {sum(c.bucket == b for c in concepts)}" for b in BUCKETS)
-        raise ValueError(f"no concept is in data.buckets=[{', '.join(buckets)}], the data has {sizes}: add buckets.")
+        raise ValueError(f"data.buckets=[{', '.join(buckets)}] select no concept, the data has {sizes}: add buckets.")
     counts = (f"{b} {sum(c.bucket == b for c in selected)} of {sum(c.bucket == b for c in concepts)}" for b in BUCKETS)
     rank_zero_only(print)(f"Concepts: {', '.join(counts)}")
     return selected
@@ -285,7 +285,7 @@ def _check_buckets(buckets: Sequence[str]) -> None:
         if bucket not in BUCKETS:
             raise ValueError(f"data.buckets contains {bucket!r}: choose from {choices}.")
         if bucket in buckets[:k]:
-            raise ValueError(f"data.buckets contains {bucket!r} twice: give each bucket once.")
+            raise ValueError(f"data.buckets contains {bucket!r} twice: list each bucket once.")
 
 
 def _select(
@@ -296,7 +296,9 @@ def _select(
         return candidates
     if isinstance(selection, int) and not isinstance(selection, bool):
         if selection < 1:
-            raise ValueError(f"data.concepts={selection}: give a number >= 1 of concepts per bucket, names, or 'all'.")
+            raise ValueError(
+                f"data.concepts={selection}: choose a number >= 1 (concepts per bucket), a list of names, or all."
+            )
         order = np.random.default_rng(seed).permutation(len(concepts))
         shuffled = [concepts[k] for k in order]
         return [concept for b in buckets for concept in [c for c in shuffled if c.bucket == b][:selection]]
@@ -310,7 +312,9 @@ def _parse_selection(selection: Any) -> list[str]:
     """
     names = [selection] if isinstance(selection, str) else selection
     if not isinstance(names, Sequence) or not names:
-        raise ValueError(f"data.concepts={selection!r}: give a number per bucket, 'all', or a list of names.")
+        raise ValueError(
+            f"data.concepts={selection!r}: choose a number of concepts per bucket, a list of names, or all."
+        )
     for name in names:
         if isinstance(name, bool) or not isinstance(name, str | int):
             raise ValueError(

@@ -55,7 +55,7 @@ def read_caption_counts(folder: str | Path) -> dict[str, int]:
 def check_corpus(folder: str | Path | None) -> None:
     """Raise a ValueError if ``folder`` is None (as with ``data=folder``) or lacks a file of an emoji corpus."""
     if folder is None:
-        raise ValueError("this training needs a corpus of drawings with captions, not folders: use data=emoji.")
+        raise ValueError("data: this training needs a corpus of drawings with captions, not folders; set data=emoji.")
     for name in ("drawings-corpus", "drawings-reference", "drawings-fid", "captions"):
         if not (Path(folder) / f"{name}.parquet").is_file():
             raise ValueError(
@@ -68,7 +68,7 @@ class EmojiImages:
 
     Attributes:
         rows: one dict per drawing with the columns of the corpus table, except for the image.
-        images: dict from ``image_id`` to the RGBA drawing.
+        images: dict that maps the ``image_id`` of each drawing to its RGBA image.
     """
 
     def __init__(self, folder: str | Path, splits: Sequence[str]) -> None:
@@ -82,7 +82,7 @@ class EmojiImages:
 
     @property
     def designers(self) -> dict[int, str]:
-        """Return a dict from the ``image_id`` of each drawing to the designer.
+        """Return a dict that maps the ``image_id`` of each drawing to its designer.
 
         Icon sets with the same first word in their names, such as ``noto`` and ``noto-v1``, have the same designer.
         """
@@ -106,10 +106,10 @@ class EmojiImages:
 
 
 class AugmentedEmojiImages(Dataset):
-    """A dataset with one image for each pair of a drawing and an augmentation seed in ``[0, augmentations)``.
+    """A dataset with one image for each pair of a drawing and an augmentation seed from 0 to ``augmentations - 1``.
 
-    An augmentation seed is an integer that determines the background, size, position and mirroring of the drawing. An
-    item is a pair ``(image, concept_id)`` with ``image [3, H, W]`` in [0, 1].
+    An augmentation seed is an integer that determines the background, size, position and mirroring of the drawing. Each
+    item of the dataset is a pair ``(image, concept_id)``, where ``image`` is ``float32 [3, H, W]`` in [0, 1].
     """
 
     def __init__(self, drawings: EmojiImages, augmentations: int = AUGMENTATIONS) -> None:

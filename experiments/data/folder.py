@@ -65,7 +65,9 @@ class FolderConcepts:
         root = Path(self.references)
         folders = named_folders(root) if root.is_dir() else {}
         if not folders:
-            raise ValueError(f"{root} contains no folders: data.references needs one folder of images per concept.")
+            raise ValueError(
+                f"data.references: {root} contains no folders; create one folder of images per concept in it."
+            )
         counts = self._counts()
         buckets = assign_buckets(counts, self.bucket_by, head=self.head, tail=self.tail, ranks=self.ranks)
         keys = self._keys(folders, counts)
@@ -94,7 +96,7 @@ class FolderConcepts:
         return {imagenet_classes()[index].wnid: count for index, count in counts.items()}
 
     def _keys(self, folders: Mapping[str, Path], counts: Mapping[str, int]) -> dict[str, str]:
-        """Return a dict from the name of each folder to the key of ``counts`` that belongs to the folder."""
+        """Return a dict that maps the name of each folder to the key of its concept in ``counts``."""
         keys: dict[str, str] = {}
         for name in folders:
             key = name if self.classes == "folders" else imagenet_class(name).wnid

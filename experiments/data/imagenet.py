@@ -40,7 +40,8 @@ class ImageNetConcepts:
             indices, WordNet ids or class names. If the Parquet files or the dataset card declare a name for each class
             index (``datasets.ClassLabel``), classes are looked up by the declared names. A warning lists files that are
             ignored because they are not images.
-        counts: table with the number of training captions per class. Classes are given by index, WordNet id or name.
+        counts: table with the number of training captions per class. A class is identified by index, WordNet id or
+            name.
         prompt: prompt template, in which the field ``{name}`` is replaced by the first name of the class.
         size: image size in pixels, one number for square images or ``(H, W)``. If ``size`` is None, the image size of
             the model is used.
@@ -51,7 +52,7 @@ class ImageNetConcepts:
             ``counts`` are ignored.
         image, label: names of the image column and of the label column of Parquet files.
         real: maximum number of validation images for FID and KID. If ``real`` is None, all validation images are used.
-        shuffle_seed: integer that determines the pseudo-random order of the images of a class.
+        shuffle_seed: random seed of the pseudo-random order of the images of a class.
     """
 
     path: NonEmptyStr

@@ -35,7 +35,7 @@ def height_and_width(size: int | Sequence[int] | None) -> tuple[int, int] | None
     sides = tuple(size) if isinstance(size, Sequence) else (size, size)
     if len(sides) != 2 or any(isinstance(side, bool) or not isinstance(side, int) or side < 1 for side in sides):
         raise ValueError(
-            f"data.source.size={size!r}: give a side in pixels, [height, width], or null for the size of the model."
+            f"data.source.size={size!r}: choose a side in pixels, [height, width], or null (the size of the model)."
         )
     return sides
 
@@ -126,8 +126,8 @@ class Images(Sequence):
         read: function that returns the image of an item, resized to ``(H, W)``, as an array ``uint8 [3, H, W]``.
         size: image size ``(H, W)`` in pixels. If ``size`` is None, :meth:`resized` must be called before an image is
             read.
-        advice: advice to the user at the end of the error message that :meth:`resized` raises if the images have
-            another fixed size.
+        advice: end of the error message that :meth:`resized` raises if the images have another fixed size; it tells the
+            user what to change.
         identity: function that returns a string that identifies the image of an item, without reading the image. If
             ``identity`` is None, cache keys are computed from the pixels.
         group: function that returns the group of an item, such as the designer of a drawing. Images of one group can be
@@ -192,7 +192,7 @@ class Images(Sequence):
 
     @property
     def files(self) -> list[Path]:
-        """Return the paths of those images whose items are paths."""
+        """Return the items that are paths, that is, the paths of all images that are read from image files."""
         return [item for item in self.items if isinstance(item, Path)]
 
     def resized(self, size: tuple[int, int]) -> Images:
@@ -204,7 +204,7 @@ class Images(Sequence):
         if self.size is not None and tuple(self.size) != tuple(size):
             fixed, requested = (f"{height} x {width}" for height, width in (self.size, size))
             raise ValueError(
-                f"images have {fixed} pixels (height x width), the checkpoint needs {requested}: {self.advice}."
+                f"images have {fixed} pixels (height x width), but the checkpoint needs {requested}: {self.advice}."
             )
         return replace(self, size=tuple(size))
 

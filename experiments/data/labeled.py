@@ -47,7 +47,7 @@ class LabeledImages(Protocol):
         ...
 
     def missing_labels(self, groups: Sequence[str]) -> list[str]:
-        """Return the labels for which ``groups`` contain no image."""
+        """Return the labels that no image in ``groups`` has."""
         ...
 
     def dataset(self, groups: Sequence[str], augment: bool) -> LabeledDataset:

@@ -55,15 +55,16 @@ def data_files(path: str, split: str) -> tuple[tuple[str, ...], datasets.Feature
     except (DatasetNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(
-            f"data.path={path} cannot be opened ({reason}): give a local copy, or a Hub id that you can access "
-            "(`hf auth login`)."
+            f"data.path={path} cannot be opened ({reason}): set data.path to a local copy, or to a Hub id that you can "
+            "access (`hf auth login`)."
         ) from None
     splits = builder.config.data_files or {}
     files = tuple(map(str, splits.get(split, ())))
     if not files or any(PurePosixPath(file).suffix != ".parquet" for file in files):
         content = f"the splits {', '.join(map(str, splits))}" if files == () and splits else "other files"
         raise ValueError(
-            f"data.path={path} has no Parquet files of the split {split}, only {content}: give a complete copy."
+            f"data.path={path} has no Parquet files of the split {split}, only {content}: set data.path to a complete "
+            "copy of the data set."
         )
     return files, builder.info.features
 
@@ -117,7 +118,7 @@ class ImageTable:
                 raise ValueError(f"{file} has no readable column {name!r} ({error}): copy the file again.") from None
 
     def class_names(self, column: str) -> Iterator[list[str] | None]:
-        """Yield, for each file, the class names for which the integers in ``column`` stand.
+        """Yield, for each file, the list of class names that the integers in ``column`` index.
 
         The class names are declared with ``datasets.ClassLabel`` in the metadata of the file's schema. For a file that
         does not declare class names, None is yielded.

@@ -49,7 +49,7 @@ def list_folder(folder: Path) -> Listing:
         ValueError: ``folder`` does not exist, is not a folder, or cannot be read.
     """
     if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder: give a folder of images.")
+        raise ValueError(f"{folder} is not a folder: choose a folder of images.")
     try:
         with os.scandir(folder) as entries:
             visible = sorted((entry for entry in entries if _is_visible(entry.name)), key=lambda entry: entry.name)
@@ -83,7 +83,7 @@ def _is_image(path: Path) -> bool:
 
 
 def named_folders(folder: Path) -> dict[str, Path]:
-    """Return a dict from the normalized name of each subfolder of ``folder`` to its path, sorted by folder name.
+    """Return a dict that maps the normalized name of each subfolder of ``folder`` to its path, sorted by folder name.
 
     Raises:
         ValueError: two subfolders have the same name after :func:`~experiments.naming.normalize_name`.

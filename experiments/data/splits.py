@@ -34,7 +34,7 @@ class Split(Protocol):
         ...
 
     def sample(self, count: int | None) -> Sequence[Any]:
-        """Return ``count`` pseudo-random items of all classes, in their order on disk, so that reading is fast.
+        """Return ``count`` pseudo-random items of all classes, in the order on disk, so that reading is fast.
 
         The ``count`` items with the smallest :func:`~experiments.data.parquet.shuffle_key` are returned. If ``count``
         is None, all items are returned.
@@ -84,8 +84,8 @@ class TableSplit:
         files: paths or URLs of the Parquet files.
         seed: integer that determines the pseudo-random order of the images.
         image, label: names of the image column and of the label column.
-        names: class names of the integer labels, for files whose schema declares no names. If ``names`` is None, the
-            integers are class indices of ImageNet-1k.
+        names: class names that the integer labels index, for files whose schema declares no names. If ``names`` is
+            None, integer labels are class indices of ImageNet-1k.
 
     Raises:
         ValueError: a file has no image column or no label column, or the label of a row is missing or not a class of
@@ -136,12 +136,12 @@ def _shuffle_keys(seed: int, names: Sequence[str]) -> np.ndarray:
 
 
 def _class_indices(file: str, column: pa.ChunkedArray, names: Sequence[str] | None) -> np.ndarray:
-    """Return the class indices ``int16 [N]`` of a Parquet column of integers, WordNet ids or class names.
+    """Convert the labels in a Parquet column (integers, WordNet ids or class names) to class indices, ``int16 [N]``.
 
     Args:
         file: path of the file, for error messages.
         column: the labels of all rows.
-        names: class names for which the integers stand. If ``names`` is None, the integers are class indices.
+        names: class names that integer labels index. If ``names`` is None, integer labels are class indices.
 
     Raises:
         ValueError: a row has no label, or a label is not a class of ImageNet-1k; the message names file and row.
@@ -304,8 +304,8 @@ class Subset(Sequence):
 
     Args:
         parts: the files of each folder.
-        index: array ``int32 [N, 2]``. A row contains, for one of the N files of the subset, the index of its folder in
-            ``parts`` and the index of the file in the folder.
+        index: array ``int32 [N, 2]`` with one row for each of the N files of the subset. A row contains the index of
+            the folder in ``parts`` and the index of the file in the folder.
     """
 
     def __init__(self, parts: Sequence[Files], index: np.ndarray) -> None:

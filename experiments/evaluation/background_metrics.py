@@ -2,8 +2,8 @@
 
 A region is either the background or the edited part of an image. The code of PIE-Bench sets the pixels outside the
 region to 0 in both images and averages the error over all pixels of the image. Pixels outside the region then have no
-error, so that a smaller region has a better score. The corrected definitions average the error only over the pixels of
-the region.
+error, so that the score of a smaller region is better. The corrected definitions average the error only over the pixels
+of the region.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SSIM_CONSTANTS = 0.01**2, 0.03**2  # the constants C1 and C2 in the definition o
 
 @dataclass(frozen=True)
 class RegionScores:
-    """Metrics of one region per image. Each metric is a tensor float64 ``[B]``.
+    """Metrics that compare one region of each of B images with the original. Each metric is a tensor float64 ``[B]``.
 
     If the region of an image has no pixels, all metrics of the image are NaN.
 
@@ -55,7 +55,7 @@ def background_scores(images: Tensor, originals: Tensor, masks: Tensor) -> Regio
 def region_scores(
     images: Tensor, originals: Tensor, regions: Tensor, *, similarities: Tensor | None = None
 ) -> RegionScores:
-    """Compute the metrics of a region of edited images.
+    """Compute the metrics that compare a region of the edited images with the same region of the source images.
 
     The PSNR of two equal regions is infinite. The corrected SSIM is the SSIM map of the full images, averaged over the
     pixels of the region. Pixels outside the region affect the SSIM of nearby pixels in the region, because SSIM is

@@ -72,10 +72,10 @@ class Classifier(nn.Module):
         self.network = network
         self.preprocessing = preprocessing
         self.title = title
-        self.labels = list(unique_names(labels, "the list of labels", "give each class a label of its own"))
+        self.labels = list(unique_names(labels, "the list of labels", "assign a different label to each class"))
         if len(self.labels) != network.num_classes:
             raise ValueError(
-                f"got {len(self.labels)} labels for a network with {network.num_classes} outputs: give one label per "
+                f"got {len(self.labels)} labels for a network with {network.num_classes} outputs: pass one label per "
                 "output."
             )
         self.register_buffer("mean", torch.tensor(list(preprocessing.mean)).view(1, 3, 1, 1), persistent=False)
@@ -168,7 +168,7 @@ class ClassifierConfig:
         architecture: name of the timm model.
         image_size: height and width of the network's input, in pixels.
         mean: mean of each color channel, which is subtracted from images in [0, 1].
-        std: standard deviation of each color channel, by which the differences are divided.
+        std: standard deviation of each color channel, by which images are divided after the mean is subtracted.
         labels: class names, one per logit of the network.
     """
 
@@ -200,7 +200,7 @@ def load_classifier(source: str | Path, device: str | torch.device = "cpu") -> C
         if not (folder / name).is_file():
             raise ValueError(f"{folder} has no {name}: {REMEDY}.")
     config = _read_config(folder / CONFIG)
-    unique_names(config.labels, f"{folder / CONFIG} in its labels", "give each class a label of its own")
+    unique_names(config.labels, f"{folder / CONFIG} in its labels", "assign a different label to each class")
     network = timm.create_model(config.architecture, num_classes=len(config.labels))
     state = _read_weights(folder / WEIGHTS)
     _check_fit(folder, state, network.state_dict(), config)
@@ -214,8 +214,8 @@ def classify_images(
 ) -> tuple[Tensor, list[str]]:
     """Return features ``float64 [N, D]`` and predicted labels of N images ``uint8 [3, H, W]``.
 
-    The images are processed in batches of ``batch_size``. The features are computed by ``extractor``, or by
-    ``classifier`` if ``extractor`` is None.
+    The images are processed in batches of ``batch_size``. ``classifier`` predicts the labels. ``extractor`` computes
+    the features; if ``extractor`` is None, ``classifier`` computes the features, too (D is the number of features).
 
     Raises:
         NonFiniteError: an output of the classifier is NaN or infinite.

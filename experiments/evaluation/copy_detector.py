@@ -1,11 +1,11 @@
-"""Detects generated images that are copies of references, also if the copy is mirrored, shifted, recolored or blurred.
+"""Detects generated images that are copies of reference images, even if mirrored, shifted, recolored or blurred.
 
 The distance between an image and a reference is the smallest distance between the image and a transformed version of
 the reference. Distances are divided by the mean distance between two real images of the concept, so that distances of
 different concepts are comparable. Two distances are computed: the *shape* distance compares deep feature maps of the
-evaluation classifier, and the *layout* distance compares gray images of 16 x 16 pixels. A generated image is a copy if
-its shape distance or its layout distance to a reference is smaller than that of 95 % of the other real images
-(:class:`CopyThreshold`).
+evaluation classifier, and the *layout* distance compares gray images of 16 x 16 pixels. Each distance has a threshold,
+which is the 5th percentile of this distance between real images of other concepts (:class:`CopyThreshold`). A generated
+image is a copy if its shape distance or its layout distance to a reference is below the threshold.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from experiments.evaluation.diversity import squared_distances
 from experiments.evaluation.novelty import authentic_images, copy_paste_measure
 
 COPY_SHARE = 0.05
-"""Quantile of the distances of real images that is used as the threshold for copies, see :class:`CopyThreshold`."""
+"""The threshold for copies is this quantile of the distances between real images, see :class:`CopyThreshold`."""
 SHIFT = 1 / 16  # size of a shift, as a fraction of the side of the image
 BLUR = 1 / 40  # standard deviation of the blur, as a fraction of the side of the image
 HUE = 0.1  # change of the hue, as a fraction of the color circle
@@ -79,9 +79,9 @@ def shifted_versions(images: Tensor) -> Tensor:
 def shape_vectors(classifier: Classifier, images: Tensor, batch_size: int = 64) -> Tensor:
     """Return vectors ``float32 [N, E]`` that describe the shapes in images ``uint8 [N, 3, H, W]``.
 
-    A vector contains the feature maps of the last stages of ``classifier``. The channel vector at each position is
-    normalized to unit length, and the normalized maps are averaged over a grid. The vectors hardly change if an image
-    is shifted by a few pixels, unlike :func:`~experiments.evaluation.diversity.perceptual_vectors`.
+    A vector with E components contains the feature maps of the last stages of ``classifier``. The channel vector at
+    each position is normalized to unit length, and the normalized maps are averaged over a grid. The vectors hardly
+    change if an image is shifted by a few pixels, unlike :func:`~experiments.evaluation.diversity.perceptual_vectors`.
     """
     device = classifier.mean.device
     vectors = []
@@ -139,10 +139,12 @@ class RealConcept:
 
     Attributes:
         references: number R of references.
-        versions: two tensors ``[T, A, E]``, for the shape distance and for the layout distance: vectors of T
-            transformed versions of A images. The A images are the R references and at most one held-out image. The
-            versions are recolored for the shape distance, and shifted for the layout distance.
-        real: two tensors ``[M, E]``, for the shape distance and for the layout distance: vectors of the real images.
+        versions: two tensors ``[T, A, E]``, the first for the shape distance and the second for the layout distance.
+            They contain vectors (E components) of T transformed versions of A images. The A images are the R references
+            and at most one held-out image. The versions are recolored for the shape distance, and shifted for the
+            layout distance.
+        real: two tensors ``[M, E]`` with the vectors of the real images, for the shape distance and for the layout
+            distance.
         features: features of the classifier for the real images, ``[M, D]``.
         groups: group of each real image, such as the designer of a drawing.
     """
@@ -167,9 +169,10 @@ class RealConcept:
         return scales.clamp_min(MIN_SCALE)
 
     def score(self, images: ImageVectors) -> list[ImageScore]:
-        """Return one score (distances to the references, authenticity, copy-paste measure) for each of n images.
+        """Return the scores of each image: distances to the references, authenticity, and copy-paste measure.
 
-        ``images`` contains the vectors of generated images, or of a reference whose group is not in this object.
+        ``images`` contains the vectors of generated images. It may also contain the vectors of a reference, if this
+        object does not contain the group of the reference.
         """
         count = self.references
         if not count:
@@ -190,8 +193,8 @@ class RealConcept:
     def score_references(self) -> list[ImageScore]:
         """Return the scores of each reference, computed as if the reference were a generated image of the concept.
 
-        A reference is compared with the references of other groups. If possible, held-out images replace the references
-        of its own group, so that a reference is compared with as many images as a generated image is.
+        A reference is compared with the references of other groups. If possible, a held-out image replaces a reference
+        of its own group, so that a reference and a generated image are compared with the same number of images.
         """
         scores = []
         for k in range(self.references):
@@ -202,7 +205,7 @@ class RealConcept:
     def _without_group(self, group: str) -> RealConcept:
         """Return a copy of this object without the real images of ``group``.
 
-        If the A compared images include a held-out image of another group, this image replaces a removed reference.
+        If ``versions`` contains a held-out image of another group, this image replaces a removed reference.
         """
         rows = [k for k, other in enumerate(self.groups) if other != group]
         compared = [k for k in rows if k < self.versions[0].shape[1]]
@@ -220,7 +223,7 @@ class ImageVectors:
     """Vectors of n images, which the copy detector compares with the vectors of real images.
 
     Attributes:
-        vectors: two tensors ``[n, E]``, for the shape distance and for the layout distance: vectors of the images.
+        vectors: two tensors ``[n, E]`` with the vectors for the shape distance and for the layout distance.
         features: features of the classifier, ``[n, D]``.
     """
 
@@ -264,10 +267,11 @@ def real_concept(
 
 @dataclass(frozen=True)
 class CopyThreshold:
-    """Threshold below which the distance between an image and a reference means that the image is a copy.
+    """Threshold for copies: an image is a copy if its distance to a reference is below the threshold.
 
-    The threshold of a concept is the 5th percentile of the distances of the real images of the *other* concepts. The
-    threshold does not depend on the real images of the concept itself, so that they can be scored in the same way.
+    The threshold for the images of a concept is computed from the references of the *other* concepts. It is the 5th
+    percentile of the distances between each of these references and the other references of its concept. The threshold
+    does not depend on the real images of the concept itself, so that these real images can be tested in the same way.
 
     Attributes:
         scores: scores of the references of each concept (:meth:`RealConcept.score_references`), by the name of the
@@ -277,7 +281,10 @@ class CopyThreshold:
     scores: Mapping[str, Sequence[ImageScore]]
 
     def of(self, concept: str) -> tuple[float, ...] | None:
-        """Return the thresholds of the two distances for ``concept``. If there are no other concepts, return None."""
+        """Return the thresholds of the shape distance and of the layout distance for the images of ``concept``.
+
+        If there are no other concepts, return None.
+        """
         others = [scores for name, scores in self.scores.items() if name != concept]
         distances = [score.distances for scores in others for score in scores if score.distances is not None]
         if not distances:
@@ -286,11 +293,13 @@ class CopyThreshold:
 
 
 def _nearest_version(vectors: Tensor, versions: Tensor) -> Tensor:
-    """Return the distance between each of n images and the nearest version of each of A other images.
+    """Return the distances between n images and A other images, of which T transformed versions are given.
+
+    The distance to one of the A images is the smallest distance to its T versions.
 
     Args:
         vectors: vectors of the n images, ``[n, E]``.
-        versions: vectors of T versions of each of the A images, ``[T, A, E]``.
+        versions: vectors of the T versions of each of the A images, ``[T, A, E]``.
 
     Returns:
         Distances, ``float64 [n, A]``.

@@ -12,9 +12,9 @@ import seedselect
 from experiments.evaluation.classifier import Classifier
 
 COPY_QUANTILE = 0.05
-"""A generated image counts as a copy if its distance to a reference is below a threshold.
+"""Quantile of the distances between the real images of a concept, which is used as the threshold for copies.
 
-The threshold is the ``COPY_QUANTILE`` quantile of the distances between the real images of the concept.
+A generated image counts as a copy if its distance to a reference is below the threshold.
 """
 NUM_NEIGHBORS = 5
 """Default number of nearest neighbors for precision, recall, density and coverage (Naeem et al. 2020 recommend 5)."""
@@ -22,14 +22,14 @@ NUM_NEIGHBORS = 5
 
 @dataclass(frozen=True)
 class CopyDetection:
-    """Perceptual distances between the ``n`` generated images of one concept and the real images of the concept.
+    """Perceptual distances of the ``n`` generated images of one concept.
 
     Attributes:
         nearest: distance between each generated image and its nearest reference, ``float64 [n]``.
         nearest_index: index of the nearest reference of each generated image, ``int64 [n]``.
         threshold: 5th percentile of the distances between the concept's real images; None if there are fewer than two
             real images.
-        pairwise: mean distance between two generated images; None if there are fewer than two generated images.
+        pairwise: mean distance over all pairs of generated images; None if there are fewer than two generated images.
     """
 
     nearest: Tensor
@@ -48,7 +48,9 @@ class CopyDetection:
 
 @torch.no_grad()
 def perceptual_vectors(classifier: Classifier, images: Tensor, batch_size: int = 64) -> Tensor:
-    """Return vectors ``float32 [N, E]`` of images ``uint8 [N, 3, H, W]`` from which perceptual distances are computed.
+    """Return vectors ``float32 [N, E]``, one per image, from which perceptual distances are computed.
+
+    ``images`` is a tensor ``uint8 [N, 3, H, W]``.
 
     The squared Euclidean distance between the vectors of two images is their
     :func:`~experiments.evaluation.metrics.perceptual_distance`.
@@ -100,9 +102,9 @@ def _pairwise_distances(vectors: Tensor) -> Tensor:
 def vendi_score(features: Tensor) -> float:
     """Return the Vendi score (Friedman and Dieng 2023) of the features ``[n, D]`` of n images.
 
-    The Vendi score is the effective number of different images, from 1 to n. The score is the exponential of the
-    entropy of the eigenvalues of ``K / n``, where ``K [n, n]`` is the matrix of the cosine similarities of the
-    features.
+    The Vendi score is the effective number of different images: 1 if all images have equal features, n if the features
+    are orthogonal. The score is the exponential of the entropy of the eigenvalues of ``K / n``, where ``K [n, n]`` is
+    the matrix of the cosine similarities of the features.
 
     Raises:
         ValueError: ``features`` is empty.

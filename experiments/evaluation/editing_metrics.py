@@ -49,7 +49,7 @@ class EditBatch:
         labels: for an edit that replaces the object, the label of the new object; None for other edits.
         targets: for an edit that replaces the background, the ground-truth image ``[3,H,W]``; None for other edits.
         networks: networks that compute the metrics.
-        min_psnr: the background of an image counts as preserved if its PSNR in dB is at least this value.
+        min_psnr: threshold in dB; a background whose PSNR is at least ``min_psnr`` counts as preserved.
     """
 
     images: Tensor
@@ -152,11 +152,11 @@ class EditBatch:
 
 
 def edits_applied(batch: EditBatch) -> Tensor:
-    """Return whether each edit is applied, float64 ``[B]``: 1 if applied, 0 if not, NaN if there is no criterion.
+    """Return, for each edit, 1 if it is applied, 0 if it is not, and NaN if there is no criterion, float64 ``[B]``.
 
     An edit that replaces the object is applied if the classifier predicts the new object. An edit that replaces the
-    background is applied if the mean color of the edited region is nearer to that of the ground-truth image than to
-    that of the source image. An edit whose image has NaN or infinite pixels counts as failed.
+    background is applied if the mean color of the edited region is nearer to the mean color in the ground-truth image
+    than to the mean color in the source image. An edit whose image has NaN or infinite pixels counts as failed.
     """
     finite = is_finite(batch.images).to(batch.images.device)
     predictions = batch.networks.classifier(batch.images.nan_to_num()).argmax(1).tolist()

@@ -50,7 +50,9 @@ class Distance:
 
 
 def structure_distance(tokens: Tensor, originals: Tensor) -> Tensor:
-    """Return the structure distance ``[B]`` between images and originals, from N tokens per image ``[B,N,D]``.
+    """Return the structure distance ``[B]`` between B images and their originals.
+
+    ``tokens`` and ``originals`` contain N tokens per image, ``[B,N,D]``.
 
     The structure distance is the mean squared difference between the self-similarity matrices of ``tokens`` and
     ``originals``. The self-similarity matrix of an image contains the cosine similarity of each pair of tokens of the
@@ -65,7 +67,7 @@ def _self_similarity(tokens: Tensor) -> Tensor:
 
 
 def dino_structure(path: str, device: str | torch.device) -> Distance:
-    """Load a DINO ViT that computes the structure distance from the attention keys of its last layer.
+    """Load a DINO ViT that computes the structure distance from the attention keys of its last attention block.
 
     The images are preprocessed as in the training of DINO. Images in [0, 1] are resized to 224 x 224 pixels with
     bicubic interpolation, and normalized with the mean and the standard deviation of ImageNet. The attribute
@@ -76,8 +78,8 @@ def dino_structure(path: str, device: str | torch.device) -> Distance:
         path: a folder or Hugging Face Hub id for transformers' ``ViTModel``, such as ``facebook/dino-vitb8``.
 
     Raises:
-        ValueError: the model cannot be loaded, is not a ViT (such as DINOv2), lacks weights, or has no layer that
-            computes attention keys.
+        ValueError: the model cannot be loaded, lacks weights, is not a ``ViTModel`` (DINOv2, for example, is not), or
+            has no key projection.
     """
     try:
         network = load_network(
@@ -114,10 +116,10 @@ def dino_structure(path: str, device: str | torch.device) -> Distance:
 
 
 def _last_keys(network: nn.Module, path: str) -> nn.Module:
-    """Return the linear layer of the attention keys in the last attention block of ``network``."""
+    """Return the key projection (a linear layer) of the last attention block of ``network``."""
     projections = [part for name, part in network.named_modules() if name.rpartition(".")[2] in ("key", "k_proj")]
     if not projections:
-        raise ValueError(f"task.dino: the network of {path} has no layer that computes attention keys; use a DINO ViT.")
+        raise ValueError(f"task.dino: the network of {path} has no key projection; set task.dino to a DINO ViT.")
     return projections[-1]
 
 
@@ -178,12 +180,12 @@ def squeeze_lpips(path: str, device: str | torch.device) -> Distance:
     try:
         weights = read_weights(path)
     except ValueError as error:
-        raise ValueError(f"task.lpips: {error}; use torchvision's squeezenet1_1-*.pth.") from error
+        raise ValueError(f"task.lpips: {error}; set task.lpips to torchvision's squeezenet1_1-*.pth.") from error
     for name, file_name in names.items():
         if file_name not in weights or weights[file_name].shape != expected[name].shape:
             raise ValueError(
                 f"task.lpips: {path} does not contain the weights of SqueezeNet 1.1: {file_name} is missing or has "
-                "another shape."
+                "another shape; set task.lpips to torchvision's squeezenet1_1-*.pth."
             )
     backbone.load_state_dict({name: weights[file_name] for name, file_name in names.items()})
     network = network.requires_grad_(False).to(device)

@@ -33,10 +33,12 @@ class GeneratedSet:
             image.
         copy_detections: perceptual distances between the images and the references of each concept; None for a concept
             without images.
-        similarities: SSCD similarity of each image to its most similar reference; None if SSCD is not computed.
+        similarities: SSCD similarity of each image to its most similar reference, at most 1 (the same image); None if
+            SSCD is not computed.
         records: one dict of measured values per generated image.
-        t_init: duration of the seed initialization of each concept, in seconds; None for real images.
-        t_opt: duration of the seed optimization of each concept, in seconds; None if seeds are not optimized.
+        t_init: time in seconds that the initialization of the seeds of each concept takes; None for real images.
+        t_opt: time in seconds that the optimization of the seeds of each concept takes; None if seeds are not
+            optimized.
     """
 
     real: Tensor
@@ -79,16 +81,16 @@ class GeneratedSet:
 
     @property
     def concept_copies(self) -> list[bool]:
-        """For each image, whether it is a copy by the distances between the real images of its concept.
+        """For each image, whether it is a copy, with a threshold that is computed from the real images of its concept.
 
-        An image is a copy if its distance to a reference is smaller than 95 % of the distances between two real images
-        of the concept.
+        An image is a copy if its perceptual distance to a reference is smaller than 95 % of the distances between two
+        real images of the concept.
         """
         return [copy for each in self.copy_detections if each is not None for copy in each.copies or ()]
 
     @property
     def authentic(self) -> list[bool | None]:
-        """For each image, whether it is authentic by the definition of the metric AuthPct.
+        """For each image, whether it is authentic as defined for AuthPct, the percentage of authentic images.
 
         An image is authentic if it is farther from its nearest reference than this reference is from the nearest other
         real image. The value is None if there are too few real images. Images with NaN or infinite pixels are omitted.
@@ -105,10 +107,11 @@ class GeneratedSet:
 
     @property
     def c_t(self) -> float | None:
-        """Statistic C_T: a z-score that compares the distances of generated and of real images to their references.
+        """Statistic C_T: a z-score that compares two sets of distances to the nearest reference.
 
-        A negative C_T means that generated images are nearer to the references than real images are. The distance is
-        the shape distance (:mod:`experiments.evaluation.copy_detector`).
+        The two sets are the distances of the generated images and of the real images. A negative C_T means that the
+        generated images are nearer to the references than the real images are. The distance is the shape distance
+        (:mod:`experiments.evaluation.copy_detector`).
         """
         generated = [score.distances[0] for score in self.scores if score is not None and score.distances]
         return copy_statistic(generated, [score.distances[0] for score in self.real_scores if score.distances])

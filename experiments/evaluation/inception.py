@@ -44,8 +44,8 @@ def load_inception(path: str | Path, device: str | torch.device = "cpu") -> Ince
     """
     if not Path(path).is_file():
         raise ValueError(
-            f"metrics.inception: file not found, got {path}; use torch-fidelity's "
-            "pt_inception-2015-12-05-6726825d.pth, or omit metrics.inception to use the classifier's features."
+            f"metrics.inception: {path} does not exist; set it to torch-fidelity's "
+            "pt_inception-2015-12-05-6726825d.pth, or set metrics.inception=null to use the classifier's features."
         )
     try:
         read_weights(path)
@@ -53,6 +53,6 @@ def load_inception(path: str | Path, device: str | torch.device = "cpu") -> Ince
     except (ValueError, RuntimeError) as error:
         raise ValueError(
             f"metrics.inception: {path} does not contain the weights of FID's Inception-v3 "
-            f"({shorten(str(error), 300)}); use torch-fidelity's file."
+            f"({shorten(str(error), 300)}); set metrics.inception to torch-fidelity's file."
         ) from None
     return Inception(network.requires_grad_(False).to(device))

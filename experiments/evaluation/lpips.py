@@ -1,4 +1,4 @@
-"""ST-LPIPS: LPIPS with the shift-tolerant AlexNet and the published weights of Ghildyal and Liu (ECCV 2022).
+"""ST-LPIPS, a perceptual distance: LPIPS with the shift-tolerant AlexNet of Ghildyal and Liu (ECCV 2022).
 
 The weights are not part of this project. The package ``stlpips-pytorch`` 0.0.2 (license BSD-2) contains the weights in
 the file ``weights/vST0.0/alex_shift_tolerant.pth``.
@@ -97,9 +97,7 @@ def load_lpips(path: str | Path, device: str | torch.device = "cpu") -> ShiftTol
 
 
 def _rename_weights(path: str | Path, state: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
-    """Rename and reshape the weights ``state`` of a file so that ``network`` can load them.
-
-    The error message names the file ``path``.
+    """Rename and reshape the weights ``state``, which were read from the file ``path``, so that ``network`` loads them.
 
     Raises:
         ValueError: the file lacks a weight of ``network``, or a weight in the file has another shape.

@@ -1,4 +1,4 @@
-"""Defines a metric by its computation, aggregation, label and logging, and the registry of metrics."""
+"""The class of a metric (how it is computed, aggregated, labeled and logged), and the registry of metrics."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ class Metric:
             aggregates the values.
         interval: whether a 95 % bootstrap confidence interval of the mean is computed (columns ``NAME_low`` and
             ``NAME_high``).
-        live: whether the running mean of the metric is logged during the run.
+        live: whether loggers receive the running mean of the metric during the run.
         scale: factor by which values are multiplied in tables, such as 100 for percentages.
         tables: names of the tables in ``table.md`` that have a column for the metric. A table in ``table.md`` has at
             most seven columns, but the file ``table.csv`` has a column for every metric.
-        optional: whether the metric is omitted if ``function`` returns None. If ``optional`` is false, None counts as a
-            missing value of the metric.
+        optional: if true, the metric is omitted when ``function`` returns None. If false, None counts as a missing
+            value of the metric.
     """
 
     name: str

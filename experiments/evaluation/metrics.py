@@ -53,7 +53,7 @@ def bootstrap_interval(
 
 
 _SINGLE_PROCESS = {"distributed_available_fn": lambda: False}
-"""Options with which torchmetrics computes a metric in one process, without waiting for other ranks."""
+"""Options with which torchmetrics computes a metric in one process, without synchronization with other ranks."""
 
 
 class _PrecomputedFeatures(nn.Module):
@@ -75,11 +75,11 @@ With larger features, FID would fail, because products of covariances overflow.
 
 
 def frechet_distance(real: Tensor, generated: Tensor) -> float:
-    """Return the Fréchet distance between two sets of features ``[N, D]``, which is FID for Inception-v3 features.
+    """Return the Fréchet distance between two sets of features, ``[M, D]`` and ``[N, D]``.
 
-    The distance is computed in float64 and is at least 0. If a set has fewer samples than feature dimensions, the
-    covariance of the set is singular and the distance depends on the number of samples. Compare such distances only
-    between sets of equal size.
+    For features of Inception-v3, the distance is the FID. The distance is computed in float64 and is at least 0. If a
+    set has fewer samples than feature dimensions, the covariance of the set is singular and the distance depends on the
+    number of samples. In this case, compare two distances only if they are computed from the same numbers of samples.
 
     Raises:
         ValueError: a set has fewer than two samples, or contains NaN or a value whose magnitude is above 1e30.

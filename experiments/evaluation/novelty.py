@@ -21,7 +21,9 @@ MIN_ANGLE = 1e-6
 
 
 def authentic_images(images: Tensor, references: Tensor, real: Tensor) -> Tensor:
-    """Return whether each image is authentic by the definition of Alaa et al. 2022 (AuthPct), bool ``[n]``.
+    """Return whether each image is authentic as defined by Alaa et al. 2022, bool ``[n]``.
+
+    AuthPct is the percentage of authentic images; a higher AuthPct means fewer copies.
 
     An image is authentic if it is farther from its nearest reference than this reference is from the nearest other real
     image.
@@ -41,7 +43,9 @@ def copy_paste_measure(images: Tensor, references: Tensor, others: Tensor) -> Te
     """Return the copy-paste measure M_CP of the paper WithAnyone (ICLR 2026), float64 ``[n]`` in [-1, 1].
 
     M_CP is the mean of ``(angle(g, t) - angle(g, r)) / angle(t, r)`` over all held-out real images t, where g is the
-    generated image and r is its nearest reference. M_CP is 1 if g equals r, and -1 if g equals the only held-out image.
+    generated image, r is its nearest reference, and ``angle(a, b)`` is the angle between the features of a and b. A
+    higher M_CP means that the image is more similar to its nearest reference than to other real images. M_CP is 1 if g
+    equals r, and -1 if g equals the only held-out image.
 
     Args:
         images: features of n generated images, ``[n, D]``.

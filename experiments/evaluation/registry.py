@@ -20,13 +20,14 @@ from experiments.evaluation.metrics import psnr, ssim
 EDITED = "edited"
 """Name of the table with the metrics of images that were sampled with an edited prompt."""
 LATENTS = "latents"
-"""Name of the table with the distances of recovered latents to the true latents of generated images."""
+"""Name of the table with the distances between recovered latents and the true latents of generated images."""
 BUDGET = "budget"
 NOISE = "noise"
 UPDATES = "updates"
-"""``BUDGET``, ``NOISE`` and ``UPDATES`` are names of tables, which compare methods at several values of one quantity.
+"""``BUDGET``, ``NOISE`` and ``UPDATES`` are names of tables that compare methods at several values of one quantity.
 
-The quantity is the number of network evaluations, the weight of added noise, or the number of updates of the seeds.
+The quantity is the number of network evaluations in ``BUDGET``, the weight of the added noise in ``NOISE``, and the
+number of updates of the seeds in ``UPDATES``.
 """
 GEOMETRY = "seed_geometry"
 """Name of the table of the experiments on paths and centroids of seeds."""
@@ -68,7 +69,7 @@ def mean_of_areas(values: Sequence[float]) -> float:
 
 
 def count(values: Sequence[float]) -> int:
-    """Return the number of samples for which the metric is 1. The values of the metric must be 0 or 1."""
+    """Return the number of samples whose value is 1. All ``values`` must be 0 or 1."""
     return int(sum(values))
 
 

@@ -19,7 +19,7 @@ PLAIN_DIFFERENCE = 0.025
 
 
 def normality(seeds: Tensor) -> Tensor:
-    """Return the p-value of a Kolmogorov-Smirnov test for each of ``seeds [B,C,h,w]``, float64 ``[B]`` in [0, 1].
+    """Return, for each of ``seeds [B,C,h,w]``, the p-value of a Kolmogorov-Smirnov test, float64 ``[B]`` in [0, 1].
 
     The null hypothesis is that the components of a seed are samples of the normal distribution N(0, 1). A p-value near
     0 shows that the components have another distribution. The p-value of a seed with NaN is NaN.
@@ -29,7 +29,7 @@ def normality(seeds: Tensor) -> Tensor:
 
 
 def patch_correlation(seeds: Tensor, side: int = PATCH_SIDE) -> Tensor:
-    """Return the mean correlation between two components of the same patch for each of ``seeds [B,C,h,w]``.
+    """Return, for each of ``seeds [B,C,h,w]``, the mean correlation between two components of the same patch.
 
     Each channel is divided into patches of ``side`` x ``side`` components. Incomplete patches at the border are
     ignored. The correlation is the mean product of two different components of the same patch, divided by the mean
@@ -73,7 +73,7 @@ def area_errors(errors: Tensor, area: Tensor) -> Tensor:
 
 
 def straightness(latents: Sequence[Tensor], schedule: Schedule) -> Tensor:
-    """Return ``sum_i ||v_i - v_(i-1)|| / sqrt(d)`` of inversion trajectories, float64 ``[B]``; 0 is a straight line.
+    """Return ``sum_i ||v_i - v_(i-1)|| / sqrt(d)`` for each inversion trajectory, float64 ``[B]``; 0 means straight.
 
     ``v_i`` is the noise (for flow matching: the velocity) with which the sampler's step ``i`` leads from the noisier to
     the cleaner latent. ``v_i`` is computed from the two latents, without the network. ``d`` is the number of components

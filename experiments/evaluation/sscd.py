@@ -44,7 +44,7 @@ class Sscd(nn.Module):
 
 @torch.no_grad()
 def similarities(sscd: Sscd, images: Tensor, references: Tensor) -> list[float]:
-    """Return the SSCD similarity in [-1, 1] of each of n images to its most similar reference.
+    """Return the SSCD similarity of each of n images to its most similar reference, from -1 to 1 (the same image).
 
     Args:
         sscd: the SSCD network.
@@ -62,11 +62,11 @@ def load_sscd(path: str | Path, device: str | torch.device = "cpu") -> Sscd:
             per image.
     """
     remedy = (
-        "use sscd_disc_mixup.torchscript.pt of github.com/facebookresearch/sscd-copy-detection, or set "
-        "metrics.sscd=null"
+        "set metrics.sscd to sscd_disc_mixup.torchscript.pt of github.com/facebookresearch/sscd-copy-detection, or to "
+        "null"
     )
     if not Path(path).is_file():
-        raise ValueError(f"metrics.sscd: file not found, got {path}; {remedy}.")
+        raise ValueError(f"metrics.sscd: {path} does not exist; {remedy}.")
     try:
         network = torch.jit.load(str(path), map_location=device).eval()
         with torch.no_grad():

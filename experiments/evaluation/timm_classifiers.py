@@ -31,7 +31,7 @@ class Preprocessing:
     Attributes:
         image_size: height and width of the network's input, in pixels.
         mean: mean of each color channel, which is subtracted from images in [0, 1].
-        std: standard deviation of each color channel, by which images are divided.
+        std: standard deviation of each color channel, by which images are divided after the mean is subtracted.
         crop: size of the center crop as a fraction of the size of the resized image. If the fraction is above 1, a
             black border is added. If ``crop`` is None, the full image is resized to the input size, ignoring the aspect
             ratio.
@@ -68,7 +68,7 @@ def load_timm_network(source: str) -> tuple[nn.Module, str]:
             f"data.classifier: timm cannot load {source} ({shorten(str(error), 300)}); {remedy}."
         ) from None
     if not getattr(network, "num_classes", 0):
-        raise ValueError(f"data.classifier: {source} has only features and no class logits; use a classifier.")
+        raise ValueError(f"data.classifier: {source} has no class logits; set data.classifier to a classifier.")
     names = missing.get(id(network), [])
     if names:
         raise ValueError(
@@ -82,8 +82,8 @@ def load_timm_network(source: str) -> tuple[nn.Module, str]:
 def _missing_weights() -> Iterator[dict[int, list[str]]]:
     """Record the names of the weights that each ``load_state_dict`` call in the ``with`` block does not find.
 
-    The keys of the yielded dict are the ``id`` of each network. The names are recorded because timm may only log
-    missing weights instead of raising an error, for example if the last layer has another number of classes.
+    The yielded dict maps ``id(network)`` to the names. The names are recorded, because timm may log missing weights
+    instead of raising an error, for example if the last layer has another number of classes.
     """
     load_state_dict = nn.Module.load_state_dict
     missing: dict[int, list[str]] = {}
@@ -173,13 +173,13 @@ def timm_preprocessing(network: nn.Module) -> Preprocessing:
     if height != width or channels != 3:
         raise ValueError(
             f"data.classifier: the input of the network must be square with 3 channels, got {channels} x {height} x "
-            f"{width}; use another network."
+            f"{width}; set data.classifier to another network."
         )
     for key, supported in (("interpolation", INTERPOLATIONS), ("crop_mode", CROP_MODES)):
         if config[key] not in supported:
             raise ValueError(
                 f"data.classifier: {key} in the network's pretrained_cfg must be {' or '.join(supported)}, got "
-                f"{config[key]!r}; use another network."
+                f"{config[key]!r}; set data.classifier to another network."
             )
     if not 0 < config["crop_pct"] < math.inf or not all(0 < value < math.inf for value in config["std"]):
         raise ValueError(

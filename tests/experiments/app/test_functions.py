@@ -368,8 +368,8 @@ def test_invalid_seed_files_raise_an_error(context, inverted, tmp_path):
     seed = replace(inverted, inversion=None)
     invalid = {
         "another model": replace(seed, fingerprint="0" * 64),
-        "the model needs": replace(seed, latents=seed.latents[..., :8]),
-        "not finite": replace(seed, latents=torch.full_like(seed.latents, torch.nan)),
+        "the model of the page needs": replace(seed, latents=seed.latents[..., :8]),
+        "NaN or infinite": replace(seed, latents=torch.full_like(seed.latents, torch.nan)),
         "guidance": replace(seed, guidance=0.5),
     }
     for message, invalid_seed in invalid.items():
@@ -472,7 +472,7 @@ def test_invalid_settings_raise_an_error_that_names_the_key():
         ("device=cuda:99", r"^device: .*got 'cuda:99'"),
         ("device=meta", r"^device: .*got 'meta'"),
         ("clip=/nowhere", "^clip: /nowhere has no CLIP model"),
-        ("examples=/nowhere", "^examples: /nowhere must be a folder"),
+        ("examples=/nowhere", "^examples: /nowhere does not exist or is not a folder"),
         ("method=edict", "^method: EDICT stores more than the seed"),
     ],
 )

@@ -383,11 +383,11 @@ def test_added_key_must_be_an_argument():
 
 
 CYCLES = [
-    ("run_dir=${run_dir}", "run_dir: refers to itself, got ${run_dir}"),
-    ("run_dir=runs/${run_dir}", "run_dir: refers to itself, got runs/${run_dir}"),
-    ("name=${run_dir}", "name: refers to itself, got ${run_dir}"),
-    ("seed=${task.seed}", "seed: refers to itself, got ${task.seed}"),
-    ("select=${task}", "select: refers to itself, got ${task}"),
+    ("run_dir=${run_dir}", "run_dir: depends on itself, got ${run_dir}"),
+    ("run_dir=runs/${run_dir}", "run_dir: depends on itself, got runs/${run_dir}"),
+    ("name=${run_dir}", "name: depends on itself, got ${run_dir}"),
+    ("seed=${task.seed}", "seed: depends on itself, got ${task.seed}"),
+    ("select=${task}", "select: depends on itself, got ${task}"),
 ]
 
 

@@ -252,7 +252,7 @@ def test_missing_dask_is_an_error(corpus, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("error", "message"), [(BrokenProcessPool(), "use fewer workers"), (RuntimeError("odd"), r"RuntimeError\('odd'\)")]
+    ("error", "message"), [(BrokenProcessPool(), "reduce --workers"), (RuntimeError("odd"), r"RuntimeError\('odd'\)")]
 )
 def test_failing_worker_keeps_other_counts(corpus, here, monkeypatch, capsys, error, message):
     def fail_once(shard: Shard, *query):

@@ -29,7 +29,7 @@ def test_tabs_and_line_breaks_need_csv_or_json(tmp_path, suffix):
     write_counts(path, BREAKS, range(3))
     assert list(read_count_table(path).counts) == BREAKS
     for name in BREAKS:
-        with pytest.raises(ValueError, match=r"contains a tab or line break, which \.tsv cannot hold"):
+        with pytest.raises(ValueError, match=r"contains a tab or line break, which a \.tsv file cannot contain"):
             check_tsv_cells(["cat", name])
 
 

@@ -139,7 +139,7 @@ def test_builder_writes_to_runs_by_default(packages, tmp_path, monkeypatch):
     [
         (TABLE, ["--size", "0"], "--size 0: must be an integer >= 1"),
         (TABLE, ["--packages", "nowhere"], "nowhere is not a folder"),
-        (TABLE, ["--concepts", "none.csv"], "none.csv does not exist: give a table of concepts"),
+        (TABLE, ["--concepts", "none.csv"], "none.csv does not exist: pass an existing table of concepts"),
         ("emoji,name\n🐪,camel\n", [], "has no column 'unicode_name'"),
         ("", [], "has no column 'emoji', or no row"),
         (TABLE + "🦄,unicorn,unicorn,a unicorn\n", [], "'unicorn' has drawings of 0 designers"),
@@ -181,7 +181,7 @@ def test_drawing_without_augmentation_is_centered(drawings):
 
 
 def test_unknown_seed_and_missing_corpus_are_errors(tmp_path):
-    with pytest.raises(ValueError, match="augmentation seed 48 is outside"):
+    with pytest.raises(ValueError, match="augmentation seed 48 does not exist"):
         Augmentation.from_seed(48)
     with pytest.raises(ValueError, match=r"does not exist: set data\.folder"):
         EmojiImages(tmp_path, ["corpus"])

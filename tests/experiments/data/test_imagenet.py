@@ -119,7 +119,7 @@ def test_classes_are_selected_by_index_id_or_name(root):
     [
         (
             {"classes": ["crane"]},
-            r"data\.classes: 'crane' names the classes \[134, 517\]: use class indices",
+            r"data\.classes: 'crane' names the classes \[134, 517\]: write class indices",
         ),
         ({"classes": ["maillot"]}, r"data\.classes: 'maillot' names the classes \[638, 639\]"),
         ({"classes": ["unicorn"]}, r"'unicorn' is not a class of ImageNet-1k"),

@@ -302,7 +302,7 @@ def test_file_stamp_does_not_read_files(tmp_path):
 def test_fixed_size_cannot_change():
     images = Images([], read_image, (2, 5), "leave it out")
     assert images.resized((2, 5)).size == (2, 5)
-    with pytest.raises(ValueError, match=r"images have 2 x 5 pixels .*, the checkpoint needs 5 x 2: leave it out"):
+    with pytest.raises(ValueError, match=r"images have 2 x 5 pixels .*, but the checkpoint needs 5 x 2: leave it out"):
         images.resized((5, 2))
 
 

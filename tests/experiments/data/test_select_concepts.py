@@ -52,13 +52,13 @@ def test_names_are_normalized():
         ([1.5], "data.concepts contains 1.5, which is not a name"),
         ([None], "data.concepts contains None"),
         ([["camel"]], "data.concepts contains"),
-        ([], "data.concepts=[]: give a number per bucket, 'all', or a list of names"),
-        (None, "data.concepts=None: give"),
-        (True, "data.concepts=True: give"),
-        (2.5, "data.concepts=2.5: give"),
-        ({"camel": 1}, "data.concepts={'camel': 1}: give"),
-        (0, "data.concepts=0: give a number >= 1"),
-        (-2, "data.concepts=-2: give a number >= 1"),
+        ([], "data.concepts=[]: choose a number of concepts per bucket, a list of names, or all"),
+        (None, "data.concepts=None: choose"),
+        (True, "data.concepts=True: choose"),
+        (2.5, "data.concepts=2.5: choose"),
+        ({"camel": 1}, "data.concepts={'camel': 1}: choose"),
+        (0, "data.concepts=0: choose a number >= 1"),
+        (-2, "data.concepts=-2: choose a number >= 1"),
     ],
     ids=repr,
 )
@@ -80,7 +80,7 @@ def test_invalid_selection_is_an_error(selection, message):
         ([3], "data.buckets contains 3"),
         ([["tail"]], "data.buckets contains ['tail']"),
         (["tail", "tail"], "data.buckets contains 'tail' twice"),
-        (["tail"], "no concept is in data.buckets=[tail], the data has head 3, medium 3, tail 0"),
+        (["tail"], "data.buckets=[tail] select no concept, the data has head 3, medium 3, tail 0"),
     ],
     ids=repr,
 )
@@ -101,7 +101,7 @@ def test_embedded_drawings_have_a_fixed_size():
     concept = source.concepts()[0]
     assert concept.resized((64, 64)).references[:].shape == concept.references.shape == (3, 3, 64, 64)
     for images in (concept.references, source.real_images(), source.labeled_real_images()[concept.name]):
-        with pytest.raises(ValueError, match=r"images have 64 x 64 pixels .*, the checkpoint needs 512 x 512: choose"):
+        with pytest.raises(ValueError, match=r"64 x 64 pixels .*, but the checkpoint needs 512 x 512: choose"):
             images.resized((512, 512))
 
 

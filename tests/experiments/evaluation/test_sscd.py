@@ -36,7 +36,7 @@ def test_similarity_is_that_of_the_most_similar_reference(tmp_path):
 
 
 def test_missing_file_is_one_sentence(tmp_path):
-    with pytest.raises(ValueError, match=r"metrics.sscd: file not found, got .*; use sscd_disc_mixup[^\n]*null\.$"):
+    with pytest.raises(ValueError, match=r".* does not exist; set metrics.sscd to sscd_disc_mixup[^\n]*null\.$"):
         load_sscd(tmp_path / "missing.pt")
 
 

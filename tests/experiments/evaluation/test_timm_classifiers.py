@@ -208,7 +208,7 @@ def test_inception_features_match_torchmetrics_fid(weights):
 
 
 def test_invalid_inception_files_are_rejected(tmp_path):
-    with pytest.raises(ValueError, match=r"metrics\.inception: file not found, got /nowhere"):
+    with pytest.raises(ValueError, match=r"metrics\.inception: /nowhere does not exist"):
         load_inception("/nowhere")
     (tmp_path / "bad.pth").write_bytes(b"none")
     torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "other.pth")

@@ -169,7 +169,7 @@ def test_rejects_untrainable_folders(root):
         f"{owl}/1.jpg cannot be read as an image (cannot identify image file '{owl}/1.jpg'): replace or remove it.",
         error=UnreadableImage,
     )
-    check_error(root, f"{root}/nowhere is not a folder: give a folder of images.", f"data.references={root}/nowhere")
+    check_error(root, f"{root}/nowhere is not a folder: choose a folder of images.", f"data.references={root}/nowhere")
 
 
 def test_folders_without_labels_are_errors(root):
@@ -218,7 +218,7 @@ def test_default_output_is_in_the_run_folder(training, tmp_path):
 @pytest.mark.parametrize("name", ["autoencoder", "clip", "denoiser"])
 def test_other_trainings_need_a_corpus(name, root):
     config = configured(name, root, "data=folder", f"data.references={root}", f"data.real={root}")
-    with pytest.raises(ValueError, match="use data=emoji"):
+    with pytest.raises(ValueError, match="set data=emoji"):
         setup(config)
 
 

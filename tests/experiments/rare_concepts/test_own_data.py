@@ -82,7 +82,7 @@ def broken(path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["data.source.size=32"], "images have 32 x 32 pixels (height x width), the checkpoint needs 16 x 16"),
+        (["data.source.size=32"], "images have 32 x 32 pixels (height x width), but the checkpoint needs 16 x 16"),
         (["data.source.size=[16,24]"], "images have 16 x 24 pixels"),
         (["task.references=3"], "task.references=3, but 'payphone' has 2 reference images"),
         (["data.source.prompt='a {}'"], "it must contain {name}"),

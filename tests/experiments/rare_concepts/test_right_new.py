@@ -80,7 +80,7 @@ def test_arm_named_real_is_refused(tmp_path):
 
 
 def test_missing_sscd_file_is_refused_before_the_run(tmp_path):
-    with pytest.raises(ValueError, match=r"metrics.sscd: file not found, got /nowhere"):
+    with pytest.raises(ValueError, match=r"metrics.sscd: /nowhere does not exist"):
         rare_concepts(tmp_path, {"plain": PLAIN}, sscd="/nowhere").prepare(trainer())
 
 
