@@ -110,7 +110,7 @@ def test_report_has_the_images_and_concepts_of_every_arm(run, table):
 
 def test_run_prints_an_estimate_and_a_progress_line_per_unit(run):
     _, finished = run
-    estimate = next(line for line in finished.stdout.splitlines() if line.startswith("To shorten"))
+    estimate = next(line for line in finished.stdout.splitlines() if line.startswith("To compute"))
     assert "15 units" in estimate
     assert "network evaluations, about" in estimate
     assert finished.stdout.index(estimate) < finished.stdout.index("| plain ")
