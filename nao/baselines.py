@@ -12,10 +12,12 @@ import torch
 from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 
-from nao.norm import check_norms, project
+from nao.norm import check_norms, check_seeds, project
 
 
 def _fractions(num_points: int) -> Tensor:
+    if isinstance(num_points, bool) or not isinstance(num_points, int):
+        raise ValueError(f"num_points: must be an integer >= 2, got {num_points!r}; pass an integer.")
     if num_points < 2:
         raise ValueError(f"num_points={num_points}: must be >= 2, because both ends of the path are included.")
     return torch.linspace(0, 1, num_points, dtype=torch.float64).view(-1, 1, 1, 1)
@@ -29,8 +31,18 @@ def _cast_like(values: Tensor, like: Tensor) -> Tensor:
     return values.to(like.dtype).to(like.device)
 
 
+def _check_ends(a: Tensor, b: Tensor) -> None:
+    check_seeds(a, "a", "[C,h,w]")
+    check_seeds(b, "b", "[C,h,w]")
+    if a.shape != b.shape:
+        raise ValueError(
+            f"a and b: must have the same shape, got {list(a.shape)} and {list(b.shape)}; use seeds of one model."
+        )
+
+
 def lerp(a: Tensor, b: Tensor, num_points: int) -> Tensor:
     """Linear interpolation between two seeds. The points in the middle have smaller norms than typical seeds."""
+    _check_ends(a, b)
     s = _fractions(num_points)
     return _cast_like((1 - s) * _to_float64(a) + s * _to_float64(b), a)
 
@@ -41,6 +53,7 @@ def slerp(a: Tensor, b: Tensor, num_points: int) -> Tensor:
     Raises:
         ValueError: a seed is zero, or the seeds are opposite, so that the great circle between them is not unique.
     """
+    _check_ends(a, b)
     norms = check_norms(torch.stack([a, b]))
     u, v = _to_float64(a) / norms[0], _to_float64(b) / norms[1]
     cosine = (u * v).sum().clamp(-1, 1)
@@ -79,13 +92,16 @@ def cog(seeds: Tensor, weights: Tensor) -> Tensor:
         weights: one weight per seed, ``[n]``, of any sign.
 
     Raises:
-        ValueError: the number of weights is not ``n``, or all weights are zero.
+        ValueError: the number of weights is not ``n``, a weight is not finite, or all weights are zero.
     """
-    weights = weights.cpu().double()
+    check_seeds(seeds, shape="[n,C,h,w]")
+    weights = torch.as_tensor(weights).cpu().double()
     if weights.shape != seeds.shape[:1]:
         raise ValueError(
             f"weights: expected the shape [{len(seeds)}] (one weight per seed), got {list(weights.shape)}."
         )
+    if not weights.isfinite().all():
+        raise ValueError(f"weights: must be finite, got {weights.tolist()}; replace the weights that are not finite.")
     deviation = weights.norm()
     if deviation == 0:
         raise ValueError(
@@ -100,6 +116,7 @@ def cog_path(a: Tensor, b: Tensor, num_points: int) -> Tensor:
     For a position ``t`` from 0 to 1, the point is ``((1 - t) a + t b) / sqrt((1 - t)^2 + t^2)``. If ``a`` and ``b`` are
     independent standard Gaussian seeds, the divisor is the standard deviation of ``(1 - t) a + t b``, see :func:`cog`.
     """
+    _check_ends(a, b)
     s = _fractions(num_points).flatten()
     seeds = torch.stack([_to_float64(a), _to_float64(b)])
     return _cast_like(torch.stack([cog(seeds, torch.stack([1 - t, t])) for t in s]), a)
@@ -115,6 +132,7 @@ def cog_mean(seeds: Tensor) -> Tensor:
 
 def mean(seeds: Tensor) -> Tensor:
     """Arithmetic mean of the seeds. The norm of the mean decreases as the number of seeds increases."""
+    check_seeds(seeds, shape="[n,C,h,w]")
     return _cast_like(_to_float64(seeds).mean(0), seeds)
 
 
@@ -137,6 +155,7 @@ def spherical_mean(seeds: Tensor, iterations: PositiveInt = 100, tolerance: NonN
     Raises:
         ValueError: a seed is zero, or the mean of the directions is zero.
     """
+    check_seeds(seeds, shape="[n,C,h,w]")
     norms = check_norms(seeds)
     units = _to_float64(seeds).flatten(1) / norms[:, None]
     center = units.mean(0)

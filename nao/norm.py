@@ -59,6 +59,29 @@ def log_density(norm: Tensor, d: int) -> Tensor:
     return relative_log_density(norm, d) + peak_log_density(d)
 
 
+def check_seeds(seeds: Tensor, name: str = "seeds", shape: str = "[...,C,h,w]") -> None:
+    """Check the type and the shape of seeds.
+
+    Args:
+        seeds: the value to check.
+        name: name of the argument, for the error message.
+        shape: expected shape; ``...`` stands for any number of leading dimensions.
+
+    Raises:
+        ValueError: ``seeds`` is not a floating-point tensor of the expected shape, or has no element.
+    """
+    if not isinstance(seeds, Tensor):
+        raise ValueError(f"{name}: must be a tensor {shape}, got {type(seeds).__name__}; pass a torch.Tensor.")
+    if not seeds.is_floating_point():
+        raise ValueError(f"{name}: must have a floating-point dtype, got {seeds.dtype}; convert with {name}.float().")
+    dimensions = shape.strip("[]").split(",")
+    minimum = len(dimensions) - ("..." in dimensions)
+    if seeds.ndim < minimum or ("..." not in dimensions and seeds.ndim > minimum):
+        raise ValueError(f"{name}: must have the shape {shape}, got {list(seeds.shape)}; add or remove dimensions.")
+    if not seeds.numel():
+        raise ValueError(f"{name}: must have the shape {shape}, got {list(seeds.shape)}; pass at least one seed.")
+
+
 def seed_norm(seeds: Tensor) -> Tensor:
     """Return the Euclidean norms [...] of the seeds [..., C, h, w], in float64 on the CPU."""
     return seeds.cpu().double().flatten(-3).norm(dim=-1)
@@ -79,8 +102,10 @@ def project(seeds: Tensor, norm: float | None = None) -> Tensor:
     """Return the seeds [..., C, h, w] rescaled to `norm`, in the dtype of the seeds; None means the typical norm.
 
     Raises:
-        ValueError: a seed is zero or not finite.
+        ValueError: a seed is zero or not finite, or ``norm`` is not a finite number above 0.
     """
+    if norm is not None and not 0 < norm < math.inf:
+        raise ValueError(f"norm: must be a finite number > 0, got {norm}; pass None for the typical norm.")
     lengths = check_norms(seeds)
     target = typical_norm(math.prod(seeds.shape[-3:])) if norm is None else norm
     scaled = seeds.cpu().double() * (target / lengths)[..., None, None, None]
@@ -89,6 +114,7 @@ def project(seeds: Tensor, norm: float | None = None) -> Tensor:
 
 def check_norms(seeds: Tensor, name: str = "seeds") -> Tensor:
     """Return the norms of `seeds` [..., C, h, w]; raise ValueError if a norm is zero, infinite or NaN."""
+    check_seeds(seeds, name)
     norms = seed_norm(seeds)
     is_invalid = ~(torch.isfinite(norms) & (norms > 0))
     if is_invalid.any():

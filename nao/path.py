@@ -28,7 +28,7 @@ from torch import Tensor
 
 from nao.frechet_mean import Center, angles, solve_mean
 from nao.geodesic import Geodesics, solve_geodesics
-from nao.norm import check_norms, project, seed_norm, typical_norm
+from nao.norm import check_norms, check_seeds, project, seed_norm, typical_norm
 from nao.radial_metric import MAX_NORM_RATIO, MIN_NORM_RATIO, radial_cost, radial_metric
 from rnri.validation import IntAtLeast2
 
@@ -89,6 +89,12 @@ def interpolate(a: Tensor, b: Tensor, num_points: IntAtLeast2 = 12, *, normalize
     Raises:
         ValueError: a seed is zero, the seeds are opposite, or ``num_points`` is less than 2.
     """
+    check_seeds(a, "a")
+    check_seeds(b, "b")
+    if a.shape != b.shape:
+        raise ValueError(
+            f"a and b: must have the same shape, got {list(a.shape)} and {list(b.shape)}; use seeds of one model."
+        )
     subspace = _Subspace(torch.stack([a, b], -4), normalize)
     ends = torch.eye(2, dtype=torch.float64).expand(len(subspace.t), 2, 2)
     angle = angles(subspace.gram, ends[:, 1])[:, 0]
@@ -126,6 +132,7 @@ def centroid(seeds: Tensor, num_points: IntAtLeast2 = 8, *, normalize: bool = Fa
         ValueError: there is no seed, a seed is zero, the mean of the seeds' directions is zero, or ``num_points`` is
             less than 2.
     """
+    check_seeds(seeds, shape="[...,n,C,h,w]")
     subspace = _Subspace(seeds, normalize)
     center = subspace.solve_mean()
     weights, lengths = subspace.geodesic_to_seeds(center, _even_fractions(num_points))
@@ -162,8 +169,9 @@ def centroid_seeds(
     Raises:
         ValueError: ``count`` is less than 1, or an argument is invalid for :func:`centroid`.
     """
-    if count < 1:
-        raise ValueError(f"count={count}: must be >= 1, because the first seed is the centroid.")
+    check_seeds(seeds, shape="[G,n,C,h,w]")
+    if not _is_positive_integer(count):
+        raise ValueError(f"count={count}: must be an integer >= 1, because the first seed is the centroid.")
     subspace = _Subspace(seeds, normalize)
     center = subspace.solve_mean()
     points_per_path = -(-(count - 1) // seeds.shape[1])
@@ -190,8 +198,9 @@ def path_seeds(seeds: Tensor, count: PositiveInt, *, normalize: bool = False) ->
     Raises:
         ValueError: ``count`` is less than 1, or an argument is invalid for :func:`centroid`.
     """
-    if count < 1:
-        raise ValueError(f"count={count}: must be >= 1.")
+    check_seeds(seeds, shape="[G,n,C,h,w]")
+    if not _is_positive_integer(count):
+        raise ValueError(f"count={count}: must be an integer >= 1.")
     subspace = _Subspace(seeds, normalize)
     n = seeds.shape[1]
     counts = torch.tensor([count // n + (k < count % n) for k in range(n)])
@@ -218,8 +227,6 @@ class _Subspace:
     """
 
     def __init__(self, seeds: Tensor, normalize: bool) -> None:
-        if seeds.shape[-4] == 0:
-            raise ValueError("a centroid needs at least one seed, got none: pass seeds [...,n,C,h,w] with n >= 1.")
         check_norms(seeds)
         if normalize:
             seeds = project(seeds)
@@ -300,7 +307,13 @@ def _sample(paths: Geodesics, fractions: Tensor, *, start: Tensor, end: Tensor) 
     return weights, mode * length
 
 
+def _is_positive_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
 def _even_fractions(num_points: int) -> Tensor:
-    if num_points < 2:
-        raise ValueError(f"num_points={num_points}: must be >= 2, because both ends of the path are included.")
+    if not _is_positive_integer(num_points) or num_points < 2:
+        raise ValueError(
+            f"num_points={num_points}: must be an integer >= 2, because both ends of the path are included."
+        )
     return torch.linspace(0, 1, num_points, dtype=torch.float64)

@@ -41,6 +41,8 @@ def pairwise_distance(features: Tensor) -> Tensor:
     """
     similarity = _cosine_similarity(features)
     count = similarity.shape[-1]
+    if count < 2:
+        raise ValueError(f"features: a pairwise distance needs at least two features per set, got {count}.")
     off_diagonal = similarity.sum((-2, -1)) - similarity.diagonal(dim1=-2, dim2=-1).sum(-1)
     return 1 - off_diagonal / (count * (count - 1))
 
@@ -68,6 +70,8 @@ def dpp_log_det(features: Tensor, jitter: OpenUnitInterval = 1e-3) -> Tensor:
     more diverse features, and 0 for orthogonal features. K is replaced by ``(1 - jitter) K + jitter I``, so that the
     log-determinant is finite for equal features. The returned tensor has the shape ``[...]`` and dtype float64.
     """
+    if not 0 < jitter < 1:
+        raise ValueError(f"jitter: must be above 0 and below 1, got {jitter}.")
     similarity = _cosine_similarity(features)
     identity = torch.eye(similarity.shape[-1], dtype=similarity.dtype)
     return torch.linalg.slogdet((1 - jitter) * similarity + jitter * identity).logabsdet

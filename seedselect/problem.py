@@ -114,6 +114,29 @@ class Problem:
     targets: Targets
     preview: Preview | None = None
 
+    def check(self, seeds: Tensor, samples: int) -> None:
+        """Check that ``seeds`` are seeds, and that ``targets`` has one entry per sample.
+
+        Args:
+            seeds: the seeds from which an optimization or a search starts.
+            samples: number of samples B.
+
+        Raises:
+            ValueError: ``seeds`` is not a floating-point tensor ``[B,C,h,w]``, or a target has no entry or several
+                entries for a sample.
+        """
+        if not seeds.is_floating_point() or seeds.ndim != 4:
+            raise ValueError(
+                f"seeds: must be a floating-point tensor [B,C,h,w], got {seeds.dtype} {list(seeds.shape)}; convert the "
+                "dtype, or add the batch dimension with seeds[None]."
+            )
+        for name, target in vars(self.targets).items():
+            if target is not None and len(target) != samples:
+                raise ValueError(
+                    f"targets.{name}: must have one entry for each of the {samples} samples, got {len(target)}; select "
+                    "the targets of the samples with targets.select(rows)."
+                )
+
     def generate(self, seeds: Tensor, rows: Tensor) -> Generation:
         """Generate images from ``seeds [b,C,h,w]``; the batch indices of the seeds are ``rows``, int64 ``[b]``."""
         rows = rows.to(seeds.device)

@@ -107,6 +107,12 @@ class BestOf:
         ``on_iteration(k, loss [B])`` is called for k = 0 to N - 1 with the losses of the k-th candidate of every
         sample.
         """
+        if len(seeds) % self.candidates:
+            raise ValueError(
+                f"seeds: the number of seeds must be a multiple of candidates={self.candidates}, got {len(seeds)}; "
+                "pass all candidates of every sample."
+            )
+        problem.check(seeds, len(seeds) // self.candidates)
         candidates = seeds.detach().unflatten(0, (-1, self.candidates))
         if self.preview is None:
             best = self._select(candidates, problem, on_iteration)
@@ -212,6 +218,7 @@ class LocalSearch:
         ``noise(k)`` returns the noise ``[B,C,h,w]`` of the k-th neighbor, k >= 1. ``on_iteration(k, loss [B])`` is
         called with the losses of the k-th neighbors of all samples, or of the initial seeds for k = 0.
         """
+        problem.check(seeds, len(seeds))
         forwards, _ = self.call_counts
         tracker = BestSeedTracker(self.loss.grouped(seeds.detach().clone()), forwards - 1)
         loss, initial = _evaluate(self.loss, problem, tracker.seed.flatten(0, 1).clone(), tracker, k=0)

@@ -153,10 +153,12 @@ class SeedSelect:
     ) -> Selection:
         """Optimize ``seeds [B,C,h,w]``, and return the seed with the smallest criterion for each sample.
 
-        The criterion is described in :meth:`loss_and_criterion`. The argument ``noise`` is ignored; ``noise`` exists
+        Seeds in half precision are optimized in float32, and the returned seeds are float32. The criterion is described
+        in :meth:`loss_and_criterion`. The argument ``noise`` is ignored; ``noise`` exists
         because :class:`seedselect.search.LocalSearch` is called with the same arguments.
         """
-        selection = self._tracker(self.grouped(seeds.detach())).selection().ungroup()
+        self.check(seeds, problem)
+        selection = self._tracker(self.grouped(_at_least_float32(seeds.detach()))).selection().ungroup()
         for iteration in self.iterate(seeds, problem):
             on_iteration(iteration.number, iteration.loss)
             selection = iteration.selection
@@ -167,7 +169,8 @@ class SeedSelect:
 
         The caller can end the optimization by a ``break`` in its loop.
         """
-        z = self.grouped(seeds.detach().clone())  # [G,n,C,h,w]
+        self.check(seeds, problem)
+        z = self.grouped(_at_least_float32(seeds.detach()).clone())  # [G,n,C,h,w]
         if not len(z):
             return
         tracker = self._tracker(z)
@@ -188,6 +191,11 @@ class SeedSelect:
                     generation, group_size=self.group_size, initial_latent=initial_latent[rows].flatten(0, 1)
                 )
                 loss, criterion = self.loss_and_criterion(generation)
+                if not is_last and not loss.requires_grad:
+                    raise ValueError(
+                        "rewards: the loss does not depend on the seeds; use rewards and a trajectory that keep the "
+                        "autograd graph."
+                    )
                 gradient = None if is_last else torch.autograd.grad(loss.sum(), current)[0]
                 if gradient is not None:
                     gradient = self.gradient(gradient.flatten(0, 1), current.detach().flatten(0, 1))
@@ -222,6 +230,20 @@ class SeedSelect:
             if self.norm == "keep":
                 z_rows = rows.to(z.device)
                 z[z_rows] *= (initial_norms[rows] / _norm(z[z_rows])).to(z.dtype).to(z.device)
+
+    def check(self, seeds: Tensor, problem: Problem) -> None:
+        """Check the initial seeds and the targets before the first network evaluation.
+
+        Raises:
+            ValueError: the seeds or the targets have a wrong type or shape.
+            RuntimeError: ``torch.inference_mode`` is enabled, in which no gradient can be computed.
+        """
+        problem.check(seeds, len(seeds))
+        if self.iterations and torch.is_inference_mode_enabled():
+            raise RuntimeError(
+                "SeedSelect computes gradients, which torch.inference_mode forbids; use torch.no_grad instead (with "
+                "Lightning, create the Trainer with inference_mode=False)."
+            )
 
     def compute_loss(self, generation: Generation) -> Tensor:
         """Return the loss ``[B]``: minus the weighted sum of the rewards, plus the weighted penalty.
@@ -282,6 +304,11 @@ class SeedSelect:
                 "independently, such as AdamW.",
             )
         return optimizer, _build("schedule", self.schedule, optimizer)
+
+
+def _at_least_float32(seeds: Tensor) -> Tensor:
+    """Convert seeds in half precision to float32, because updates of optimizers overflow in float16."""
+    return seeds.to(torch.promote_types(seeds.dtype, torch.float32))
 
 
 def check_pairs(key: str, pairs: Sequence[Sequence[Any]]) -> None:

@@ -386,3 +386,39 @@ def test_negative_losses_also_converge(offset):
     ]
     assert [mask.tolist() for mask in active] == [[True, True], [True, True], [False, True]]
     assert tracker.converged.tolist() == [True, False]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_seeds_in_half_precision_are_optimized_in_float32(dtype):
+    seeds, targets = draw(2)
+    select = SeedSelect(iterations=2)
+    expected = select(seeds.to(dtype).float(), problem(targets)).seed
+    torch.testing.assert_close(select(seeds.to(dtype), problem(targets)).seed, expected)
+    assert expected.dtype == torch.float32 and expected.isfinite().all()
+
+
+def detached(generation: Generation) -> torch.Tensor:
+    return generation.latents[-1].detach().flatten(1).sum(1)
+
+
+@pytest.mark.parametrize(
+    ("method", "change", "message"),
+    [
+        (SeedSelect(iterations=1), lambda seeds: seeds[0], r"seeds: must be a floating-point tensor \[B,C,h,w\]"),
+        (SeedSelect(iterations=1), lambda seeds: seeds.long(), "got torch.int64"),
+        (SeedSelect(iterations=1), lambda seeds: seeds[:1], "targets.features: must have one entry for each of the 1"),
+        (BestOf(SeedSelect(), 2), lambda seeds: seeds[:1], "must be a multiple of candidates=2, got 1"),
+        (SeedSelect(iterations=1, rewards=[(detached, 1.0)], penalty_weight=0.0), lambda seeds: seeds, "rewards: the"),
+    ],
+    ids=["one seed", "integers", "targets", "candidates", "detached"],
+)
+def test_bad_seeds_and_targets(method, change, message):
+    seeds, targets = draw(2)
+    with pytest.raises(ValueError, match=message):
+        method(change(seeds), problem(targets))
+
+
+def test_inference_mode_is_rejected():
+    seeds, targets = draw(1)
+    with torch.inference_mode(), pytest.raises(RuntimeError, match=r"use torch.no_grad instead"):
+        SeedSelect(iterations=1)(seeds, problem(targets))
