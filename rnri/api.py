@@ -20,6 +20,7 @@ from rnri.image_batch import Fit, Images, as_images, to_uint8
 from rnri.inversion import Inversion, Inverter, check_schedule
 from rnri.methods import ALL_METHODS, METHODS
 from rnri.methods.forward_steps import ForwardSteps
+from rnri.models.checks.inputs import as_guidance
 from rnri.models.deterministic import DeterministicScheduler
 from rnri.models.diffusers_schedulers import is_flow
 from rnri.models.diffusion import LatentDiffusion
@@ -92,6 +93,7 @@ def invert(
         FileNotFoundError: an image file does not exist.
     """
     _check_callback(callback_on_step_end)
+    _check_numbers(num_inference_steps, guidance_scale)
     inverter = _with_forward_steps(_as_inverter(method), forward_steps)
     if fit == "exact":
         batch = as_images(images, None, fit)
@@ -106,6 +108,10 @@ def invert(
     if num_inference_steps is None:
         num_inference_steps = inspect.signature(pipe.__call__).parameters["num_inference_steps"].default
     schedule = model.schedule(num_inference_steps)
+    if forward_steps >= len(schedule):
+        raise ValueError(
+            f"forward_steps: must be less than the number of sampler steps ({len(schedule)}), got {forward_steps}."
+        )
     check_schedule(inverter, schedule)
     _warn_if_not_deterministic(pipe)
     start = time.perf_counter()
@@ -200,8 +206,22 @@ def _warn_if_not_deterministic(pipe: DiffusionPipeline) -> None:
         )
 
 
+def _check_numbers(num_inference_steps: int | None, guidance_scale: float) -> None:
+    is_integer = isinstance(num_inference_steps, int) and not isinstance(num_inference_steps, bool)
+    if num_inference_steps is not None and not (is_integer and num_inference_steps >= 1):
+        raise ValueError(f"num_inference_steps: must be an integer >= 1, got {num_inference_steps!r}.")
+    try:
+        as_guidance(guidance_scale)
+    except ValueError:
+        raise ValueError(
+            f"guidance_scale: must be a finite number >= 1, got {guidance_scale!r}; 1 disables guidance."
+        ) from None
+
+
 def _check_callback(callback: StepCallback | None) -> None:
-    """Raise ValueError if ``callback`` is a ``PipelineCallback`` of diffusers that changes prompt embeddings."""
+    """Raise ValueError if ``callback`` is not callable, or is a ``PipelineCallback`` that changes prompt embeddings."""
+    if callback is not None and not callable(callback):
+        raise ValueError(f"callback_on_step_end: must be a function or None, got {callback!r}.")
     if isinstance(callback, PipelineCallback | MultiPipelineCallbacks):
         missing = [name for name in callback.tensor_inputs if name != "latents"]
         if missing:

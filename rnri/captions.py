@@ -73,14 +73,27 @@ def read_captions(
 
 def _from_folder(folder: Path) -> list[CaptionedFile]:
     Image.init()
-    paths = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in Image.EXTENSION]
+    suffixes = {suffix for suffix, kind in Image.EXTENSION.items() if kind in Image.OPEN}  # without PDF
+    paths = [
+        path for path in sorted(folder.iterdir()) if path.suffix.lower() in suffixes and not path.name.startswith(".")
+    ]
     files = []
     for path in paths:
         caption = path.with_suffix(".txt")
         if not caption.is_file():
             raise ConfigError("source", f"{path} has no caption; write its caption to {caption}.")
-        files.append(CaptionedFile(path, caption.read_text(encoding="utf-8-sig").strip()))
+        files.append(CaptionedFile(path, _read_caption(caption)))
     return files
+
+
+def _read_caption(path: Path) -> str:
+    try:
+        caption = path.read_text(encoding="utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise ConfigError("source", f"{path} is not UTF-8 ({error.reason}); save the caption as UTF-8.") from None
+    if not caption:
+        raise ConfigError("source", f"{path} contains no caption; write the caption of the image to this file.")
+    return caption
 
 
 def read_table(path: Path, columns: Mapping[str, str]) -> Iterator[tuple[str, str, list[str]]]:

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rnri.captions import CaptionedFile, read_captions
-from rnri.image_batch import Fit
+from rnri.captions import TABLES, CaptionedFile, read_captions
+from rnri.image_batch import Fit, check_image_file
 from rnri.methods.registry import ALL_METHODS, METHODS
 from rnri.models.diffusion import LatentDiffusion
 from rnri.pipeline_inversion import PipelineInversion, stack_images
@@ -66,7 +66,12 @@ def run(source: Path, prompt: str | None, edit: str | None, options: Options) ->
     files = _read(source, prompt, edit, options)
     if options.out.exists() and not options.out.is_dir():
         raise ConfigError("--out", f"{options.out} is not a folder; choose another path.")
-    options.out.mkdir(parents=True, exist_ok=True)
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            "--out", f"{options.out} cannot be created ({error.strerror}); choose another path."
+        ) from None
     model = _load(options)
     rows = []
     for method in options.methods:
@@ -88,8 +93,9 @@ def _read(source: Path, prompt: str | None, edit: str | None, options: Options) 
     """Return the image files with their prompts.
 
     Raises:
-        ConfigError: an image has no prompt, two images have the same name, or a prompt is given for a folder or a
-            table.
+        ConfigError: an option does not apply to ``source``, an image has no prompt, two images have the same name, or a
+            prompt is given for a folder or a table.
+        ValueError: an image is damaged.
     """
     files = read_captions(
         source,
@@ -98,6 +104,14 @@ def _read(source: Path, prompt: str | None, edit: str | None, options: Options) 
         images=options.images,
         columns=(options.image_column, options.prompt_column, options.edit_column),
     )
+    is_table = source.suffix.lower() in TABLES
+    for option, value in (("--images", options.images), ("--edit-column", options.edit_column)):
+        if value is not None and not is_table:
+            raise ConfigError(
+                option, f"is an option of tables ({', '.join(TABLES)}), got the source {source}; omit it."
+            )
+    for file in files:
+        check_image_file(file.path)
     names = [file.path.stem for file in files]
     names += [f"{file.path.stem}_edit" for file in files if file.edit is not None]
     if len(set(names)) != len(names):

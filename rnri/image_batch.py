@@ -65,6 +65,16 @@ def to_uint8(images: Tensor) -> Tensor:
     return (images.detach().clamp(0, 1) * 255).round().to("cpu", torch.uint8)
 
 
+def check_image_file(path: Path) -> None:
+    """Decode an image file.
+
+    Raises:
+        ValueError: the file is damaged, or is not an image.
+        FileNotFoundError: the file does not exist.
+    """
+    _pil_to_tensor(_open(path), str(path))
+
+
 def _as_list(images: Images) -> list[ImageInput]:
     if isinstance(images, list | tuple):
         return list(images)
@@ -74,7 +84,7 @@ def _as_list(images: Images) -> list[ImageInput]:
 def _to_tensors(image: ImageInput) -> list[Tensor]:
     """Convert one image, or one batch of arrays or tensors, to a list of float32 tensors ``[3,H,W]`` in [0, 1]."""
     if isinstance(image, str | Path):
-        return [_pil_to_tensor(_open(image))]
+        return [_pil_to_tensor(_open(image), str(image))]
     if isinstance(image, Image.Image):
         return [_pil_to_tensor(image)]
     if isinstance(image, np.ndarray):
@@ -84,6 +94,10 @@ def _to_tensors(image: ImageInput) -> list[Tensor]:
     batch = image if image.ndim == 4 else image[None]
     if batch.ndim != 4 or batch.shape[1] != 3:
         raise ValueError(f"images: tensors must have shape [3,H,W] or [B,3,H,W], got {tuple(image.shape)}.")
+    if not batch.numel():
+        raise ValueError(f"images: must have at least one pixel, got the shape {tuple(image.shape)}.")
+    if batch.is_floating_point() and not batch.isfinite().all():
+        raise ValueError("images: must be finite, got NaN or infinity; replace these values.")
     if not batch.is_floating_point() or not ((batch >= 0) & (batch <= 1)).all():
         raise ValueError("images: tensors must be floating point with values in [0, 1]; divide uint8 images by 255.")
     return list(batch.float())
@@ -96,15 +110,16 @@ def _open(path: str | Path) -> Image.Image:
         return Image.open(path)
     except FileNotFoundError:
         raise FileNotFoundError(f"images: {path} does not exist.") from None
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"images: {path} cannot be read as an image ({error}).") from None
 
 
-def _pil_to_tensor(image: Image.Image) -> Tensor:
+def _pil_to_tensor(image: Image.Image, name: str | None = None) -> Tensor:
+    name = name or f"a PIL image of mode {image.mode}"
     try:
         rgba = to_rgba(image)
     except Exception as error:  # Pillow's decoders raise many types of errors for damaged files
-        raise ValueError(f"images: a PIL image of mode {image.mode} cannot be converted ({error}).") from None
+        raise ValueError(f"images: {name} cannot be converted ({error}); replace the image.") from None
     if np.asarray(rgba)[..., 3].min() < 255:
         logger.warning("images: the transparent background of an image is replaced by white.")
         rgba = on_white(rgba)
@@ -115,6 +130,8 @@ def _array_to_tensor(array: np.ndarray) -> Tensor:
     """Return an array ``[H,W,3]`` or ``[B,H,W,3]`` (uint8, or float in [0, 1]) as a float tensor ``[...,3,H,W]``."""
     if array.ndim not in (3, 4) or array.shape[-1] != 3:
         raise ValueError(f"images: arrays must have shape [H,W,3] or [B,H,W,3], got {array.shape}.")
+    if array.dtype.kind not in "buif" or not array.dtype.isnative:
+        raise ValueError(f"images: arrays must have a numeric dtype in native byte order, got {array.dtype}.")
     tensor = torch.from_numpy(np.ascontiguousarray(array)).movedim(-1, -3)
     return tensor.float() / 255 if tensor.dtype == torch.uint8 else tensor
 

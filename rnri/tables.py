@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ def read_rows(path: Path) -> list[list[str]]:
         ValueError: the file is not UTF-8, or in a ``.csv`` file a quotation mark is not closed or is followed by text.
     """
     options = {"strict": True} if path.suffix.lower() == ".csv" else TABS
+    limit = csv.field_size_limit(sys.maxsize)
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             return [row for row in csv.reader(file, **options) if row]
@@ -35,6 +37,8 @@ def read_rows(path: Path) -> list[list[str]]:
             f"{path} has a quotation mark that is not closed or is inside a cell ({error}): "
             "close it, double it inside a quoted cell, or save the file as .tsv."
         ) from None
+    finally:
+        csv.field_size_limit(limit)
 
 
 def read_columns(path: Path, columns: Mapping[str, str]) -> Iterator[tuple[str, list[Any]]]:

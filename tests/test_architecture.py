@@ -23,7 +23,7 @@ ENTRY_POINT = "experiments.runtime.setup"
 APP_MAY_IMPORT = {"", "app", "cache", "config", "evaluation", "reporting", "runtime"}
 MAX_POSITIONAL_ARGUMENTS = 4
 SIGNATURES_OF_LIBRARIES = {
-    ("rnri/__main__.py", "main"),  # the options of a command
+    ("rnri/cli.py", "main"),  # the options of a command
     ("rnri/models/attention/injection.py", "__call__"),
     ("rnri/models/attention/prompt_to_prompt.py", "__call__"),
 }
@@ -42,6 +42,7 @@ LAYERS = {  # a folder or module imports from its own folder and from lower laye
         {"editing"},
         {"api", "watermark"},
         {"diffusers_blocks", "command"},
+        {"cli"},
         {"__main__"},
     ],
     "experiments": [

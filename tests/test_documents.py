@@ -187,7 +187,7 @@ def test_module_parses_its_arguments(command, monkeypatch, capsys):
 
 @pytest.mark.parametrize("command", [c for c in MODULES if c.words[2] == "rnri" and len(c.words) > 3], ids=str)
 def test_arguments_of_rnri_are_valid(command, monkeypatch):
-    main = importlib.import_module("rnri.__main__")
+    main = importlib.import_module("rnri.cli")
     calls = []
     monkeypatch.setattr(main, "run", lambda *arguments: calls.append(arguments))
     result = typer.testing.CliRunner().invoke(main.app, command.words[3:])

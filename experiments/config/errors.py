@@ -158,6 +158,8 @@ def _unknown_key(key: str, siblings: list[str]) -> str:
 def exit_on_composition_errors(arguments: Sequence[str]) -> Iterator[None]:
     """Context manager that exits with a one-line message if Hydra cannot compose the config or cannot launch a job.
 
+    Ctrl-C also exits with a one-line message.
+
     Exceptions with other causes are not caught.
 
     Args:
@@ -176,3 +178,5 @@ def exit_on_composition_errors(arguments: Sequence[str]) -> Iterator[None]:
         if message := launcher_error(error):
             exit_with_error(message)
         raise
+    except KeyboardInterrupt:
+        exit_with_error("stopped by Ctrl-C: run the same command again; finished results are kept.")

@@ -8,16 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
-from typing import Any
+from typing import Annotated, Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from pydantic import Field, PositiveInt, TypeAdapter, ValidationError
 
 from experiments.config.project import PROJECT
-from rnri.validation import ConfigError
+from rnri.validation import STRICT, ConfigError, describe
 
 SHORT_KEYS = ("methods", "steps", "images", "guidance", "nfe", "prompt", "arms")
+NUMBERS = {
+    "steps": PositiveInt,
+    "nfe": PositiveInt,
+    "guidance": Annotated[float, Field(ge=1, allow_inf_nan=False)],
+}
+"""Types of the short keys whose values are numbers or lists of numbers."""
 MAPPINGS = {
     "task.methods": "methods",
     "task.extra_methods": "methods",
@@ -55,6 +62,7 @@ def apply_short_keys(config: DictConfig) -> None:
     values = {name: config.pop(name, None) for name in SHORT_KEYS}
     values = {name: value for name, value in values.items() if value is not None}
     if values:
+        _check_numbers(values)
         _Task(config, values).apply()
         config.update(values)
     _omit_networks(config)
@@ -207,6 +215,16 @@ class _Task:
         settings = OmegaConf.to_container(self.task.settings, resolve=True)
         dropped = "images" if "images" in self.values or "steps" in self.values else None
         return [{name: value for name, value in each.items() if name != dropped} for each in settings]
+
+
+def _check_numbers(values: Mapping[str, Any]) -> None:
+    """Raise ConfigError if a number of steps, a number of network evaluations or a guidance scale is invalid."""
+    for key, hint in NUMBERS.items():
+        for number in _as_list(values[key]) if key in values else []:
+            try:
+                TypeAdapter(hint, config=STRICT).validate_python(number)
+            except ValidationError as error:
+                raise ConfigError(key, describe(error)) from None
 
 
 def _check_prompts(value: object) -> None:

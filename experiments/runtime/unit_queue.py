@@ -196,7 +196,7 @@ class UnitDataModule(LightningDataModule):
         leases = LeaseManager(self.leases or Path(self.trainer.default_root_dir) / "leases")
         queue = UnitQueue(self, leases, set(pending))
         try:
-            with raise_on_sigterm(self.trainer):
+            with raise_on_signals(self.trainer):
                 yield from queue
         finally:
             leases.close()
@@ -330,26 +330,30 @@ class UnitLoader:
 
 
 @contextmanager
-def raise_on_sigterm(trainer: Trainer) -> Iterator[None]:
-    """Context manager in which SIGTERM raises :class:`Terminated`.
+def raise_on_signals(trainer: Trainer) -> Iterator[None]:
+    """Context manager in which SIGTERM and, in a run of one process, SIGINT (Ctrl-C) raise :class:`Terminated`.
 
-    The handler of Lightning for SIGTERM only sets a flag, which the prediction loop of Lightning does not check.
+    The handler of Lightning for SIGTERM only sets a flag, which the prediction loop of Lightning does not check. In a
+    run of several processes, Lightning handles SIGINT.
     """
 
     def stop(number: int, _: FrameType | None) -> None:
         if (launcher := trainer.strategy.launcher) is not None:
             launcher.kill(number)
-        raise Terminated("stopped by SIGTERM: run the same command again; finished results are kept.")
+        name = signal.Signals(number).name
+        raise Terminated(f"stopped by {name}: run the same command again; finished results are kept.")
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = signal.signal(signal.SIGTERM, stop)
+    numbers = [signal.SIGTERM, signal.SIGINT] if trainer.world_size == 1 else [signal.SIGTERM]
+    previous = {number: signal.signal(number, stop) for number in numbers}
     try:
         yield
     finally:
-        if signal.getsignal(signal.SIGTERM) == stop:  # do not replace a handler that Lightning has set since then
-            signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            if signal.getsignal(number) == stop:  # do not replace a handler that Lightning has set since then
+                signal.signal(number, handler)
 
 
 def run_stages(trainer: Trainer, *stages: Stage) -> None:

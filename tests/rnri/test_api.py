@@ -246,8 +246,8 @@ BAD = {
     "method": (dict(method="newton"), "method: must be one of accelerated, .*, got 'newton'"),
     "not seed-only": (dict(method=EDICT()), "method: must be seed-only, got EDICT"),
     "not seed-only, by name": (dict(method="edict"), "method: must be seed-only, got EDICT"),
-    "steps": (dict(num_inference_steps=0), "steps=0"),
-    "guidance": (dict(guidance_scale=0.5), "guidance=0.5"),
+    "steps": (dict(num_inference_steps=0), "num_inference_steps: must be an integer >= 1, got 0"),
+    "guidance": (dict(guidance_scale=0.5), "guidance_scale: must be a finite number >= 1, got 0.5"),
 }
 
 

@@ -1,6 +1,7 @@
 """The command ``python -m rnri``: images, folders, tables, edits, comparison of methods, and errors."""
 
 import csv
+import shutil
 
 import pytest
 import torch
@@ -8,8 +9,8 @@ from diffusers import StableDiffusionPipeline
 from typer.testing import CliRunner
 
 import rnri
-from rnri.__main__ import app
 from rnri.captions import read_captions
+from rnri.cli import app
 
 pytestmark = pytest.mark.slow
 
@@ -78,12 +79,23 @@ def test_table_with_columns_of_other_names(folder):
         (["d.jsonl"], "d.jsonl: the column 'image' has None in line 1: write the name of an image file"),
         (["a.png", "a", "--out", "b.png"], "--out: b.png is not a folder"),
         (["a.png", "a", "--device", "quantum"], "--device: PyTorch cannot use 'quantum'"),
+        (["a.png", "a", "--edit-column", "edit"], "--edit-column: is an option of tables"),
+        (["a.png", "a", "--out", "b.png/x"], "--out: b.png/x cannot be created (Not a directory)"),
+        (["broken.png", "a"], "images: broken.png cannot be converted"),
+        (["latin"], "latin/a.txt is not UTF-8 (invalid continuation byte); save the caption as UTF-8"),
+        (["empty"], "empty/a.txt contains no caption; write the caption of the image to this file"),
     ],
 )
 def test_errors_are_one_sentence(folder, monkeypatch, arguments, message):
     assets = rnri.command.DEFAULT_MODEL
     (folder / "c.jsonl").write_text('{"image": "none.png", "caption": "a"}\n')
     (folder / "d.jsonl").write_text('{"image": null, "caption": "a"}\n')
+    (folder / "broken.png").write_bytes((folder / "a.png").read_bytes()[:-60])
+    (folder / "broken.txt").write_text("a")
+    for name, caption in (("latin", b"caf\xe9 au lait"), ("empty", b" ")):
+        (folder / name).mkdir()
+        shutil.copy(folder / "a.png", folder / name)
+        (folder / name / "a.txt").write_bytes(caption)
     monkeypatch.chdir(folder)
     result = run(*arguments, "--model", assets)
     assert result.exit_code == 1
@@ -95,6 +107,12 @@ def test_images_without_captions_are_named(folder):
     (folder / "b.txt").unlink()
     with pytest.raises(ValueError, match=r"b\.png has no caption; write its caption to"):
         read_captions(folder)
+
+
+def test_other_files_of_a_folder_are_ignored(folder):
+    for name in ("notes.pdf", "._a.png"):
+        (folder / name).write_bytes(b"")
+    assert [file.path.name for file in read_captions(folder)] == ["a.png", "b.png"]
 
 
 def test_edited_images_do_not_replace_other_results(folder):

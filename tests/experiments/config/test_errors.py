@@ -30,10 +30,14 @@ def test_composition_error_is_the_exit_message(arguments, error, message):
     assert str(exit_error.value.code).startswith(message)  # sys.exit of a string exits with code 1
 
 
-@pytest.mark.parametrize(
-    "error", [ValueError("a"), RuntimeError("b"), TypeError("c"), KeyboardInterrupt(), SystemExit(3)]
-)
+@pytest.mark.parametrize("error", [ValueError("a"), RuntimeError("b"), TypeError("c"), SystemExit(3)])
 def test_other_errors_are_not_changed(error):
     with pytest.raises(type(error)) as caught, exit_on_composition_errors(["seed=1"]):
         raise error
     assert caught.value is error
+
+
+def test_ctrl_c_exits_with_one_line():
+    message = r"^error: stopped by Ctrl-C: run the same command again"
+    with pytest.raises(SystemExit, match=message), exit_on_composition_errors(["seed=1"]):
+        raise KeyboardInterrupt

@@ -234,7 +234,7 @@ VALUES = [  # overrides, and the start of the error message
     ),
     (
         "seed_init=references|task.samples=5",
-        "task.steps=10 task.references=3 task.samples=5 in the arm 'seedselect_ddim': 5 samples n",
+        "task.steps=10 task.references=3 task.samples=5 in the arm 'seedselect_ddim': 5 initial seeds n",
     ),
     ("task.references=9", "task.references=9, but 'mosque' has 3 reference images: add images or reduce"),
     ("task.steps=2000", "steps=2000: must be an integer from 1 to 1000, the scheduler's maximum."),

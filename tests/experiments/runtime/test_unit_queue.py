@@ -75,33 +75,40 @@ class RecordingLogger(DummyLogger):
 
 
 class TerminatedModule(Writing):
-    """Receives SIGTERM while it computes the fourth unit, as Slurm sends it before it kills a job."""
+    """Receives a signal while it computes the fourth unit. Slurm sends SIGTERM before it kills a job."""
+
+    def __init__(self, work, signal_number):
+        super().__init__(work)
+        self.signal_number = signal_number
 
     def predict_step(self, unit, number):
         if unit == "3":
-            os.kill(os.getpid(), signal.SIGTERM)
-            pytest.fail("SIGTERM did not stop the step")
+            os.kill(os.getpid(), self.signal_number)
+            pytest.fail("the signal did not stop the step")
         super().predict_step(unit, number)
 
 
-def test_sigterm_stops_at_once_and_the_next_run_continues(tmp_path):
-    before = signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_stops_at_once_and_the_next_run_continues(tmp_path, number):
+    before = signal.getsignal(number)
     memory = RecordingLogger()
 
     def loggers():
         return [memory, CSVLogger(tmp_path, name="", version="")]
 
     work = Numbers(tmp_path)
-    with pytest.raises(Terminated, match=r"stopped by SIGTERM: run the same command again; finished results are kept"):
-        run_stages(tiny_configs.trainer(logger=loggers()), (TerminatedModule(work), work))
-    assert signal.getsignal(signal.SIGTERM) == before
+    with pytest.raises(
+        Terminated, match=rf"stopped by {number.name}: run the same command again; finished results are kept"
+    ):
+        run_stages(tiny_configs.trainer(logger=loggers()), (TerminatedModule(work, number), work))
+    assert signal.getsignal(number) == before
     assert [unit for unit in work.units if work.done(unit)] == ["0", "1", "2"]
     assert memory.rows == [(1, 0), (2, 0.5), (3, 1)]
     work = Numbers(tmp_path)
     module = Writing(work)
     with pytest.warns(UserWarning, match="Previous log files"):
         run_stages(tiny_configs.trainer(logger=loggers()), (module, work))
-    assert module.written == ["3", "4", "5"] and signal.getsignal(signal.SIGTERM) == before
+    assert module.written == ["3", "4", "5"] and signal.getsignal(number) == before
     assert memory.rows == [(k + 1, k / 2) for k in range(6)]  # none twice; units on disk are counted
     table = pd.read_csv(tmp_path / "metrics.csv")
     assert list(zip(table["step"], table["a/x"], strict=True)) == memory.rows
