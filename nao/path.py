@@ -36,7 +36,7 @@ MIN_ANGLE_TO_OPPOSITE_RAD = 1e-6  # if the angle between two seeds is closer to 
 MIN_MEAN_NORM = 1e-7  # if the norm of the mean of the unit-norm seeds is less, the centroid is not unique
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Path:
     """A path of minimum NAO energy between two seeds.
 
@@ -52,13 +52,16 @@ class Path:
     length: Tensor
     converged: Tensor
 
+    def __repr__(self) -> str:
+        return f"Path(points={list(self.points.shape)}, energy={_short(self.energy)}, length={_short(self.length)})"
+
     @property
     def norms(self) -> Tensor:
         """Norms of the points of the path, float64 ``[...,K]``."""
         return seed_norm(self.points)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Centroid:
     """The NAO centroid of n seeds.
 
@@ -75,6 +78,9 @@ class Centroid:
     energy: Tensor
     lengths: Tensor
     converged: Tensor
+
+    def __repr__(self) -> str:
+        return f"Centroid(point={list(self.point.shape)}, paths={list(self.paths.shape)}, energy={_short(self.energy)})"
 
 
 def interpolate(a: Tensor, b: Tensor, num_points: IntAtLeast2 = 12, *, normalize: bool = False) -> Path:
@@ -305,6 +311,11 @@ def _sample(paths: Geodesics, fractions: Tensor, *, start: Tensor, end: Tensor) 
     end_weight = scale * angle.sin()
     weights = start_weight[..., None] * start[..., None, :] + end_weight[..., None] * end[..., None, :]
     return weights, mode * length
+
+
+def _short(values: Tensor) -> str:
+    """Return a single value as text, or the shape of several values."""
+    return f"{float(values):.4g}" if values.numel() == 1 else str(list(values.shape))
 
 
 def _is_positive_integer(value: object) -> bool:

@@ -64,6 +64,7 @@ def run(source: Path, prompt: str | None, edit: str | None, options: Options) ->
     if options.batch_size < 1:
         raise ConfigError("--batch-size", f"must be at least 1 image per batch, got {options.batch_size}.")
     files = _read(source, prompt, edit, options)
+    _check_results_replace_no_image(files, options)
     if options.out.exists() and not options.out.is_dir():
         raise ConfigError("--out", f"{options.out} is not a folder; choose another path.")
     try:
@@ -74,8 +75,7 @@ def run(source: Path, prompt: str | None, edit: str | None, options: Options) ->
         ) from None
     model = _load(options)
     rows = []
-    for method in options.methods:
-        folder = options.out / method if len(options.methods) > 1 else options.out
+    for method, folder in _folders(options).items():
         inversions = []
         for batch in _batches(files, options.batch_size):
             inversion = _invert(model.pipeline, batch, method, options)
@@ -122,6 +122,23 @@ def _read(source: Path, prompt: str | None, edit: str | None, options: Options) 
             "the result of an edit has the suffix _edit.",
         )
     return files
+
+
+def _check_results_replace_no_image(files: Sequence[CaptionedFile], options: Options) -> None:
+    """Raise ConfigError if the path of a result is the path of an image that is read."""
+    images = {file.path.resolve() for file in files}
+    for folder in _folders(options).values():
+        for file in files:
+            for suffix in ("", "_edit"):
+                result = folder / f"{file.path.stem}{suffix}.png"
+                if result.resolve() in images:
+                    raise ConfigError("--out", f"the result {result} would replace an image; choose another folder.")
+
+
+def _folders(options: Options) -> dict[str, Path]:
+    """Return the folder of the results of each method."""
+    several = len(options.methods) > 1
+    return {method: options.out / method if several else options.out for method in options.methods}
 
 
 def _load(options: Options) -> LatentDiffusion:

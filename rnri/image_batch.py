@@ -19,6 +19,13 @@ ImageInput = str | Path | Image.Image | np.ndarray | Tensor
 Images = ImageInput | Sequence[ImageInput]
 Fit = Literal["crop", "pad", "stretch", "exact"]
 
+EFFECTS = {
+    "crop": "The edges are cut off; fit='pad' keeps the whole image, and fit='exact' keeps the size.",
+    "pad": "White borders are added; fit='exact' keeps the size.",
+    "stretch": "The aspect ratio changes; fit='pad' keeps the aspect ratio, and fit='exact' keeps the size.",
+}
+"""How each value of ``fit`` changes an image of another size, for the message to the user."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -48,8 +55,7 @@ def as_images(images: Images, image_size: tuple[int, int] | None, fit: Fit = "cr
             height, width = other[0].shape[1:]
             logger.warning(
                 f"images: {len(other)} of {len(tensors)} images resized by fit={fit!r} to the image size of the "
-                f"model, {image_size[1]}x{image_size[0]} pixels (for example from {width}x{height}); fit='exact' "
-                "keeps the size."
+                f"model, {image_size[1]}x{image_size[0]} pixels (for example from {width}x{height}). {EFFECTS[fit]}"
             )
         tensors = [_resize(tensor, image_size, fit) for tensor in tensors]
     shapes = {tuple(tensor.shape) for tensor in tensors}

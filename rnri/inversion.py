@@ -30,7 +30,7 @@ FIRST_ANCHORED_STEP = 2
 """Index (from 0) of the first inversion step in which SelFix extrapolates the trajectory, as in the authors' code."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Inversion:
     """The seeds (initial noise) of a batch of images, with the residuals and the cost of the inversion.
 
@@ -62,6 +62,15 @@ class Inversion:
     solved: Tensor
     seed_only: bool = True
     aux: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        steps, images = self.nfe.shape
+        residual = float(self.residual.max()) if images else float("nan")
+        nfe = float(self.nfe.sum(0).double().mean())
+        return (
+            f"{type(self).__name__}({images} images, {steps} steps, residual {residual:.1e}, "
+            f"{nfe:.4g} evaluations per image)"
+        )
 
     @classmethod
     def from_solutions(cls, z0: Tensor, seed: Tensor, solutions: Sequence[Solution]) -> Inversion:

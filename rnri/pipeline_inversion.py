@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 CONVERGED_DB = 0.1
 """Maximum PSNR loss of a converged reconstruction in dB, compared with encoding and decoding by the VAE alone."""
 
+NFE_OF_ACCELERATED_8 = 6.0
+"""Number of evaluations per step from which the method ``accelerated_8``, which stops early, is not recommended."""
+
 BY_STEP = ("residuals", "nfe", "backward", "solved")
 """Fields of ``Inversion`` with shape ``[N,B]``, for N inversion steps and B images."""
 
@@ -139,6 +142,8 @@ class PipelineInversion(Inversion):
         decoding the images with the VAE alone, which limits the first number. A higher PSNR means a smaller error. If a
         reconstruction has not converged, ``quality`` also names a setting that reduces the error.
         """
+        if not len(self):
+            return "no images"
         if not self.seed.isfinite().all():
             return "the seeds are not finite; use dtype=torch.float32 or a lower guidance scale"
         if self.round_trip is None:
@@ -149,12 +154,9 @@ class PipelineInversion(Inversion):
         if self.converged.all():
             return f"{psnr}, as good as the VAE allows"
         number = int((~self.converged).sum())
-        remedy = "more network evaluations or more steps"
-        if self.guidance_scale > 1:
-            remedy = f"guidance {self.guidance_scale:g} needs method='round_trip_corrected' or more network evaluations"
         if len(self) == 1:
-            return f"{psnr}: {remedy}" if self.guidance_scale > 1 else f"{psnr}: try {remedy}"
-        return f"{psnr} on average, {number} of {len(self)} images below the PSNR of the VAE: {remedy}"
+            return f"{psnr}: try {self._remedy}"
+        return f"{psnr} on average, {number} of {len(self)} images below the PSNR of the VAE: try {self._remedy}"
 
     def reconstruct(self, pipe: DiffusionPipeline) -> list[Image.Image]:
         """Regenerate the images with ``pipe`` and return them.
@@ -268,7 +270,7 @@ class PipelineInversion(Inversion):
         nfe = self.nfe.sum(0).double().mean()
         return (
             f"PipelineInversion({images} {width}x{height}, {self.num_inference_steps} steps, "
-            f"guidance {self.guidance_scale:g}, {self.quality}, {float(nfe):g} evaluations, {self.seconds:.1f} s)"
+            f"guidance {self.guidance_scale:g}, {self.quality}, {float(nfe):.4g} evaluations, {self.seconds:.1f} s)"
         )
 
     def _repr_html_(self) -> str:
@@ -278,6 +280,16 @@ class PipelineInversion(Inversion):
             caption = html.escape(f"{inversion.prompts[0]}: {inversion.quality}")
             rows.append(f'<figure style="margin:4px">{_img(image)}<figcaption>{caption}</figcaption></figure>')
         return f"<p>{html.escape(repr(self))}</p>{''.join(rows)}"
+
+    @property
+    def _remedy(self) -> str:
+        """A setting that reduces the reconstruction error: a method with more evaluations, or more steps."""
+        nfe_per_step = float(self.nfe.sum(0).max()) / len(self.nfe)
+        if nfe_per_step < NFE_OF_ACCELERATED_8:
+            return "method accelerated_8 or more steps"
+        if self.guidance_scale > 1 and nfe_per_step <= 2 * NFE_OF_ACCELERATED_8:
+            return "method round_trip_corrected or more steps"
+        return "more steps"
 
     @property
     def _unmeasured(self) -> Tensor:

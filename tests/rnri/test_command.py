@@ -81,6 +81,7 @@ def test_table_with_columns_of_other_names(folder):
         (["a.png", "a", "--device", "quantum"], "--device: PyTorch cannot use 'quantum'"),
         (["a.png", "a", "--edit-column", "edit"], "--edit-column: is an option of tables"),
         (["a.png", "a", "--out", "b.png/x"], "--out: b.png/x cannot be created (Not a directory)"),
+        (["a.png", "a", "--out", "."], "--out: the result a.png would replace an image; choose another folder"),
         (["broken.png", "a"], "images: broken.png cannot be converted"),
         (["latin"], "latin/a.txt is not UTF-8 (invalid continuation byte); save the caption as UTF-8"),
         (["empty"], "empty/a.txt contains no caption; write the caption of the image to this file"),
