@@ -198,7 +198,10 @@ class ArmsExperiment(ResumableRun, ABC):
         All processes generate images. Only one process evaluates the images and writes the report.
         """
         self.compute(trainer)
-        return self.report(trainer.loggers) if self.writes_report(trainer) else 0.0
+        if not self.writes_report(trainer):
+            return 0.0
+        print("Evaluating the images ...", flush=True)
+        return self.report(trainer.loggers)
 
     def compute(self, trainer: Trainer) -> None:
         """Generate the images that are not on disk yet, and wait until all processes have finished."""

@@ -72,14 +72,8 @@ class ImageStage:
     def announce(self, processes: int) -> None:
         """Print the number of units of work, and the duration of the run estimated from a few timed network calls."""
         context = self.context
-        cost = Cost()
-        done = 0
-        for name, arm in context.arms.items():
-            units = context.units(name)
-            finished = sum(units.done(concept.key) for concept in context.concepts)
-            done += finished
-            pending = len(context.concepts) - finished
-            cost += arm.cost(context.steps, context.samples, context.references).times(pending)
+        cost = sum((planned.cost for planned in self.plan()), Cost())
+        done = sum(context.units(name).done(concept.key) for name in context.arms for concept in context.concepts)
         print_cost_estimate(
             cost,
             self.num_units,

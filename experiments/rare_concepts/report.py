@@ -46,7 +46,8 @@ CONCEPT_COLUMNS = (
 COUNT = Column("n", "n")
 HEADLINE_NOTE = (
     "Right & new: the classifier names the concept, and the image is not a copy of a reference image. The row 'real' "
-    "has the scores of the reference images, which are the scores that a perfect generator would reach."
+    "has the scores of the reference images. Rows that start with 'paper:' are results that the paper reports for its "
+    "own model and data."
 )
 PAIRS_TITLE = "Differences of total accuracy in percentage points (95 % interval, paired by concept):"
 MAX_CONCEPTS = 10  # maximum number of concepts whose images one figure shows
@@ -188,7 +189,7 @@ def counts_note(rows: Sequence[Mapping]) -> str:
     total = next(row for row in rows if row.get("bucket", "total") == "total")
     return (
         f"Per method: {total['n']} images of {total['concepts']} concepts; the classifier labels "
-        f"{100 * total['ceiling']:.1f} % of the reference images correctly. FID and KID use features of "
+        f"{100 * total['ceiling']:.1f} % of the reference images correctly. FID and KID (in table.csv) use features of "
         f"{total['extractor']}, and {total['n_real']} real images."
     )
 
@@ -198,6 +199,8 @@ def real_note(real_rows: Sequence[Mapping]) -> str:
     total = next(row for row in real_rows if row.get("bucket", "total") == "total")
     if total.get("copies") is None:
         return "Copies are not detected, because there are too few real images."
+    if not total["copies"]:
+        return f"None of the {total['n']} real images counts as a copy of another real image."
     return (
         f"{100 * total['copies']:.1f} % of the {total['n']} real images count as copies of other real images, although "
         "they are not."

@@ -14,7 +14,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from experiments.cache.atomic import atomic_write
+from experiments.config.run_settings import describe_differences, run_settings
 from experiments.reporting.html_report import html_report
 from experiments.reporting.run import Run
 from experiments.reporting.tables import Column, Table, is_missing, varying
@@ -110,6 +113,10 @@ def _cells(rows: Sequence[Mapping[str, Any]], value: Column) -> dict[str, str]:
     return cells
 
 
+def _settings(run: Run) -> dict[str, Any]:
+    return run_settings(OmegaConf.create(run.config))
+
+
 def _names(runs: Sequence[Run]) -> list[str]:
     """Return the names of the runs' folders, or their paths if two folders have the same name."""
     names = [run.folder.resolve().name for run in runs]
@@ -129,6 +136,9 @@ def main() -> None:
         runs = [Run(folder) for folder in options.runs]
         table = compare(runs)
         print(table.markdown(), end="", flush=True)
+        for run, name in zip(runs[1:], _names(runs)[1:], strict=True):
+            if different := describe_differences(_settings(runs[0]), _settings(run)):
+                print(f"Settings of {_names(runs)[0]} and {name} that differ: {different}.", flush=True)
         if options.html is not None:
             command = f"python -m experiments.reporting.compare {shlex.join(map(str, options.runs))}"
             title = f"Comparison of {', '.join(_names(runs))}"

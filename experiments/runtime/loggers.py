@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.cache.atomic import atomic_write, digest
 from experiments.config.errors import nearest
 from experiments.config.run_dir import multirun, values_name
-from experiments.runtime.settings import run_settings
+from experiments.config.run_settings import run_settings
 from rnri.validation import describe
 
 WANDB_ID_FILE = "wandb_id"

@@ -15,9 +15,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
 from experiments.cache.atomic import digest
+from experiments.config.run_settings import run_settings
 from experiments.config.trainer_options import is_training
 from experiments.runtime.leases import LeaseManager
-from experiments.runtime.settings import run_settings
 
 
 def join_or_start_run(config: DictConfig, task: Any, trainer: Trainer) -> LeaseManager | None:

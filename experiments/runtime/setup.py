@@ -16,6 +16,7 @@ from experiments.base import Task
 from experiments.cache.atomic import atomic_write
 from experiments.config.errors import exit_with_error, instantiation_error, one_line
 from experiments.config.run_dir import check_writable
+from experiments.config.run_settings import describe_differences, run_settings
 from experiments.config.trainer_options import is_training, precision_error
 from experiments.config.validate import check
 from experiments.data.images import UnreadableImage
@@ -37,7 +38,6 @@ from experiments.runtime.loggers import (
     set_wandb_identity,
 )
 from experiments.runtime.run_lock import join_or_start_run
-from experiments.runtime.settings import run_settings
 from experiments.runtime.shared_identity import share_identity
 from experiments.runtime.training_state import TrainingSettings, check_checkpoint
 from experiments.runtime.unit_queue import PeerDied, Terminated
@@ -135,5 +135,17 @@ def instantiate_part(config: DictConfig, part: str, **kwargs: Any) -> Any:
 
 
 def save_config(config: DictConfig) -> None:
-    """Write the resolved config to the run's folder."""
-    atomic_write(Path(config.run_dir) / "config.yaml", lambda path: OmegaConf.save(config, path, resolve=True))
+    """Write the resolved config to the run's folder.
+
+    If the folder contains the report of a run with other settings, a line with the different settings is printed,
+    because the report will be replaced.
+    """
+    folder = Path(config.run_dir)
+    if (folder / "config.yaml").is_file() and (folder / "results.json").is_file():
+        earlier = OmegaConf.load(folder / "config.yaml")
+        if different := describe_differences(run_settings(earlier), run_settings(config)):
+            print(
+                f"run_dir={folder}: this run replaces the report of an earlier run with other settings: {different}. "
+                "Finished images are kept."
+            )
+    atomic_write(folder / "config.yaml", lambda path: OmegaConf.save(config, path, resolve=True))

@@ -13,8 +13,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from experiments.config.run_settings import first_difference
 from experiments.runtime.running_means import loggers_without_history
-from experiments.runtime.settings import first_difference
 
 OUTPUT_KEY = "task.output"
 """Config key of the folder of the trained network, which may be changed when a training is resumed."""

@@ -93,3 +93,5 @@ def test_note_on_real_images_says_when_copies_are_not_detected():
     assert real_note([head, total | {"copies": 0.25}]) == (
         "25.0 % of the 4 real images count as copies of other real images, although they are not."
     )
+    none = real_note([head, total | {"copies": 0.0}])
+    assert none == "None of the 4 real images counts as a copy of another real image."

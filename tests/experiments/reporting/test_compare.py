@@ -65,6 +65,14 @@ def test_command_prints_the_table_and_writes_html(tmp_path, monkeypatch, capsys)
     assert "<td data-value" not in (html := (tmp_path / "comparison.html").read_text()) and "+1" in html
 
 
+def test_command_names_the_settings_that_differ(tmp_path, monkeypatch, capsys):
+    first, second = (write_run(tmp_path / name, [row("ddim", 20.0)]) for name in "ab")
+    for folder, steps in ((first, 20), (second, 4)):
+        (folder / "config.yaml").write_text(f"run_dir: {folder}\ntask: {{steps: {steps}, images: 8}}\n")
+    run_main(monkeypatch, first, second)
+    assert "Settings of a and b that differ: task.steps (20, 4).\n" in capsys.readouterr().out
+
+
 def test_folders_that_are_no_finished_runs_are_refused(tmp_path, monkeypatch):
     run = write_run(tmp_path / "a", [row("ddim", 20.0)])
     assert "because it has no config.yaml" in error_of(monkeypatch, run, tmp_path / "nowhere")

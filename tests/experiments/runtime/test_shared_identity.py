@@ -8,8 +8,8 @@ from torch.distributed import TCPStore
 
 from experiments.config import run_dir as run_dir_module
 from experiments.config.run_dir import START_TIME_ENV, fix_time
+from experiments.config.run_settings import first_difference, run_settings
 from experiments.runtime.distributed import ROOT_PID_ENV, WORLD_SIZE_VARS
-from experiments.runtime.settings import first_difference, run_settings
 from experiments.runtime.shared_identity import RUN_DIR_ENV, share_identity
 from tests.experiments.runtime.test_distributed import SRUN, TORCHRUN
 

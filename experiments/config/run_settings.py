@@ -16,6 +16,9 @@ KEYS_WITHOUT_EFFECT_ON_RESULTS = ("trainer", "logger", "run_dir", "plan", *SHORT
 The keys may also differ between an interrupted training and the run that resumes the training.
 """
 
+MAX_DIFFERENCES = 5
+"""Maximum number of different keys that a message names."""
+
 
 def run_settings(config: DictConfig) -> dict[str, Any]:
     """Return the settings on which the results of a run depend, without the path of the run's folder."""
@@ -30,13 +33,28 @@ def run_settings(config: DictConfig) -> dict[str, Any]:
 
 
 def first_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
-    """Return the first dotted config key whose values in ``before`` and ``now`` differ, followed by the two values.
+    """Return the first entry of :func:`differences`, or None if all values are equal."""
+    return next(iter(differences(before, now)), None)
 
-    If a key is missing in ``before`` or ``now``, the value is None. If all values are equal, the function returns None.
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Return the dotted config keys whose values in ``before`` and ``now`` differ, each followed by the two values.
+
+    If a key is missing in ``before`` or ``now``, its value is None.
     """
     old, new = (dict(_leaves(settings, "")) for settings in (before, now))
     keys = [*new, *(key for key in old if key not in new)]
-    return next(((key, old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)), None)
+    return [(key, old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)]
+
+
+def describe_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Return the first differences as text, such as ``task.steps (20, 4), seed (0, 1)``; empty if there are none.
+
+    The folder of the run is ignored.
+    """
+    found = [entry for entry in differences(before, now) if entry[0].rpartition(".")[2] != "run_dir"]
+    text = ", ".join(f"{key} ({old}, {new})" for key, old, new in found[:MAX_DIFFERENCES])
+    return f"{text}, and {len(found) - MAX_DIFFERENCES} more" if len(found) > MAX_DIFFERENCES else text
 
 
 def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
