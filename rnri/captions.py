@@ -54,6 +54,8 @@ def read_captions(
         ConfigError: an argument does not fit ``source``, or an image or a prompt is missing.
         ValueError: the table cannot be read.
     """
+    if source.parts[:1] in (("http:",), ("https:",)):
+        raise ConfigError("source", "URLs are not downloaded; download the image and pass its path.")
     if source.suffix.lower() in TABLES:
         files = _from_table(source, images or source.parent, columns)
     elif source.is_dir():

@@ -138,7 +138,7 @@ def _array_to_tensor(array: np.ndarray) -> Tensor:
         raise ValueError(f"images: arrays must have shape [H,W,3] or [B,H,W,3], got {array.shape}.")
     if array.dtype.kind not in "buif" or not array.dtype.isnative:
         raise ValueError(f"images: arrays must have a numeric dtype in native byte order, got {array.dtype}.")
-    tensor = torch.from_numpy(np.ascontiguousarray(array)).movedim(-1, -3)
+    tensor = torch.from_numpy(np.array(array, order="C")).movedim(-1, -3)
     return tensor.float() / 255 if tensor.dtype == torch.uint8 else tensor
 
 

@@ -168,6 +168,9 @@ def exit_on_composition_errors(arguments: Sequence[str]) -> Iterator[None]:
     raise_hydra_errors()
     try:
         yield
+    except BrokenPipeError:  # the reader of the output ended, such as head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes stdout when it exits
+        sys.exit(1)
     except (HydraException, OmegaConfBaseException, OSError) as error:
         exit_with_error(list_error(arguments) or composition_error(error))
     except ValueError as error:

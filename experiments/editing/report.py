@@ -66,7 +66,7 @@ def write_report(
         samples=samples,
         tables=[edit_table(rows), *pair_tables(pairs)],
         figures={"figures/fig6": partial(clip_against_lpips, rows), **image_figures(units)},
-        notes=[f"Networks: {distances}."],
+        notes=[f"Networks: {distances}.", success_note(rows)],
         identity=IDENTITY,
         values=EDITING.columns(),
         bounds=sorted({row["method"] for row in rows if row["model"] == NONE}),
@@ -153,6 +153,18 @@ def group_samples(samples: Rows) -> dict[tuple, list[Mapping[str, Any]]]:
     for sample in samples:
         rows.setdefault(tuple(sample[name] for name in IDENTITY), []).append(sample)
     return rows
+
+
+def success_note(rows: Rows) -> str:
+    """Return a note on edits whose success cannot be measured, or an empty string."""
+    edits = max(row["n"] for row in rows)
+    measured = max(row["n_success"] for row in rows)
+    if measured == edits:
+        return ""
+    return (
+        f"Success is measured for {measured} of {edits} edits: the edits of an object to a concept that the evaluation "
+        "classifier knows, and the edits of a background with a ground-truth image."
+    )
 
 
 def summary(samples: Rows, seed: int) -> dict[str, Any]:

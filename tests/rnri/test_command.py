@@ -69,6 +69,7 @@ def test_table_with_columns_of_other_names(folder):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["https://a.b/c.png", "a"], "source: URLs are not downloaded; download the image and pass its path"),
         (["missing.png", "a"], "source: missing.png is neither a file nor a folder"),
         (["a.png"], "prompt: must be given for the image a.png"),
         ([".", "a prompt"], "prompt: got a prompt for"),
