@@ -27,7 +27,7 @@ from experiments.editing.jobs import (
     select_edits,
     steps_for,
 )
-from experiments.editing.report import paired_differences, with_speedups
+from experiments.editing.report import paired_differences, success_note, with_speedups
 from experiments.editing.task import EditingExperiment
 from experiments.evaluation.classifier import Classifier, Preprocessing, load_classifier
 from experiments.evaluation.editing_metrics import EditingNetworks, edits_applied
@@ -440,3 +440,11 @@ def test_a_damaged_image_of_the_benchmark_is_an_error_before_the_run(tmp_path, b
 def test_an_experiment_without_a_method_that_runs_is_an_error(tmp_path, benchmark, classifier, options, message):
     with pytest.raises(ValueError, match=message):
         editing_experiment(tmp_path, benchmark, classifier, **options).prepare(trainer())
+
+
+@pytest.mark.parametrize(
+    ("measured", "note"), [(3, ""), (0, "Success is measured for 0 of 3 edits"), (2, "for 2 of 3 edits")]
+)
+def test_note_says_for_how_many_edits_success_is_measured(measured, note):
+    text = success_note([{"n": 3, "n_success": measured}, {"n": 3, "n_success": 0}])
+    assert note in text and bool(text) == bool(note)
