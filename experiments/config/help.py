@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.config.paths import join
 from experiments.config.project import PROJECT
 from experiments.config.signatures import source_signature
+from experiments.config.unused_keys import read_keys
 from experiments.config.validate import HYDRA_KEYS
 
 CONFIGS = PROJECT / "configs"
@@ -97,7 +98,10 @@ def experiment_help(overrides: Sequence[str]) -> str:
         if group in COMPONENT_GROUPS and package
     }
     lines = [f"{choices['experiment']}: {header_comment(CONFIGS / 'experiment' / (choices['experiment'] + '.yaml'))}"]
+    read = read_keys(config)
     for key, value, text in config_keys(config, "", comments, components):
+        if key not in read:
+            continue
         lines += [
             "",
             f"{key}={value}",

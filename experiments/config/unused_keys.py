@@ -43,10 +43,7 @@ def unused_key_errors(config: DictConfig, overrides: Sequence[str], groups: Coll
         overrides: command-line arguments such as ``data.concepts=6``.
         groups: names of the config groups, such as ``model``; the choice of a group is never an error.
     """
-    reader = _Reader(config)
-    for part in INSTANTIATED:
-        reader.read(part)
-    read = {*SHORT_KEYS, *TOP_LEVEL_TYPES, *reader.keys}
+    read = read_keys(config)
     errors = []
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         key = override.key_or_group
@@ -55,6 +52,14 @@ def unused_key_errors(config: DictConfig, overrides: Sequence[str], groups: Coll
         if key not in read:
             errors.append(f"{key}: the experiment {config.get('name')} does not read this key; {_remedy(config, key)}.")
     return errors
+
+
+def read_keys(config: DictConfig) -> set[str]:
+    """Return the keys of ``config`` whose values the experiment reads."""
+    reader = _Reader(config)
+    for part in INSTANTIATED:
+        reader.read(part)
+    return {*SHORT_KEYS, *TOP_LEVEL_TYPES, *reader.keys}
 
 
 def _remedy(config: DictConfig, key: str) -> str:
