@@ -120,6 +120,14 @@ class _Log:
         return f"{format_duration(missing * (time.monotonic() - self.start_time) / finished)} left"
 
 
+MIN_SHARE = 0.02
+MIN_SECONDS = 60.0
+"""The remaining time of a run is shown as soon as ``MIN_SHARE`` of the run or ``MIN_SECONDS`` are over.
+
+An earlier estimate is wrong, because the first units of work can be much cheaper than the other units.
+"""
+
+
 @dataclass
 class _Part:
     """Numbers of finished and unfinished units of work in one part of a run.
@@ -249,7 +257,10 @@ class RunProgress:
         missing = self._sum("cost") - self._sum("done_cost")
         if not finished or self._sum("done") == self._sum("total"):
             return ""
-        return f"{format_duration(missing * (time.monotonic() - self._start_time) / finished)} left"
+        seconds = time.monotonic() - self._start_time
+        if finished < MIN_SHARE * self._sum("cost") and seconds < MIN_SECONDS:
+            return ""
+        return f"{format_duration(missing * seconds / finished)} left"
 
 
 def plural(unit: str) -> str:

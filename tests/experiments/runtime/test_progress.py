@@ -154,6 +154,19 @@ def test_run_has_one_line_per_batch_with_one_remaining_time(monkeypatch, clock):
     ]
 
 
+@pytest.mark.parametrize(("seconds", "is_shown"), [(1, False), (61, True)])
+def test_no_remaining_time_shortly_after_one_cheap_unit(monkeypatch, clock, seconds, is_shown):
+    stream = log(monkeypatch)
+    bar = RunProgress()
+    bar.add("vae", "batch", 1)
+    bar.add("aidi", "batch", 99)
+    bar.start(visible=True)
+    bar.begin("vae")
+    clock.now += seconds
+    bar.finish("vae", [1])
+    assert (" left" in stream.getvalue()) == is_shown
+
+
 def test_long_batch_of_a_run_logs_its_step_once_a_minute(monkeypatch, clock):
     stream = log(monkeypatch)
     bar = run_of_two_arms()
