@@ -158,8 +158,8 @@ def test_run_has_one_line_per_batch_with_one_remaining_time(monkeypatch, clock):
 def test_no_remaining_time_shortly_after_one_cheap_unit(monkeypatch, clock, seconds, is_shown):
     stream = log(monkeypatch)
     bar = RunProgress()
-    bar.add("vae", "batch", 1)
-    bar.add("aidi", "batch", 99)
+    bar.add("vae", "batch", 1, done=False)
+    bar.add("aidi", "batch", 99, done=False)
     bar.start(visible=True)
     bar.begin("vae")
     clock.now += seconds
