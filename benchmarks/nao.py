@@ -1,7 +1,8 @@
 """Measure how long NAO takes to compute a centroid of seeds: ``python -m benchmarks.nao``.
 
 A centroid is a kind of average of seeds (initial latents), which is computed together with the paths from the centroid
-to the seeds. For each number of seeds, number of components per seed and batch size, the output contains:
+to the seeds. For each combination of the number of seeds, the number of elements of a seed tensor and the batch size,
+the output contains:
 
 - ``wall ms`` and ``CPU ms``: median wall time and median CPU time per centroid and its paths, in milliseconds;
 - ``ratio``: CPU time of the published procedure divided by the CPU time of this project; above 1, this project is
@@ -49,7 +50,7 @@ def measure(n: int, d: int, batch: int, *, num_points: int, repeats: int, iterat
 
     Args:
         n: number of seeds per centroid.
-        d: number of components per seed.
+        d: number of elements of a seed tensor.
         batch: number of centroids that are computed in one call.
         num_points: number of points per path.
         repeats: number of timed calls.
@@ -66,7 +67,7 @@ def measure(n: int, d: int, batch: int, *, num_points: int, repeats: int, iterat
 
 
 def size(text: str) -> int:
-    """Convert ``text`` to the number of components of a seed, which must be 4 times a square number."""
+    """Convert ``text`` to the number of elements of a seed tensor, which must be 4 times a square number."""
     value = arguments.integer(MIN_COMPONENTS)(text)
     if value != 4 * math.isqrt(value // 4) ** 2:
         raise argparse.ArgumentTypeError(f"must be 4 times a square number, got {text!r}.")
@@ -81,7 +82,7 @@ def main() -> None:
         nargs="+",
         type=size,
         default=(1024, 16_384, 65_536),
-        help="numbers of components per seed; each must be 4 times a square number",
+        help="numbers of elements of a seed tensor; each must be 4 times a square number",
     )
     parser.add_argument("--batches", nargs="+", type=arguments.integer(), default=(1, 32))
     parser.add_argument("--num-points", type=arguments.integer(2), default=8, help="number of points per path")

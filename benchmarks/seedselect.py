@@ -3,10 +3,11 @@
 For each gradient mode, batch size and number of steps, the output contains:
 
 - ``s/iteration``: duration of an iteration in seconds;
-- ``ratio``: ratio of the duration of the iterations to the duration of their bare calls;
+- ``ratio``: duration of the iterations divided by the duration of the same network calls without SeedSelect (*bare
+  calls*);
 - ``MiB``: peak memory of the tensors that an iteration allocates.
 
-The *bare calls* are the network calls of SeedSelect, executed without SeedSelect. The U-Net is called once per sampling
+The bare calls are the network calls of SeedSelect, executed without SeedSelect. The U-Net is called once per sampling
 step, or twice if gradient checkpointing recomputes the step. The decoder and CLIP are called once per latent in the
 loss. A bare call has a backward pass if the call in SeedSelect has a backward pass. The bare calls are timed
 immediately before and after SeedSelect. On a CPU, durations are CPU times, and the memory does not include temporary

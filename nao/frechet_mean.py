@@ -141,7 +141,7 @@ def _descend(problem: _Problem, initial: Center, done: Tensor) -> Center:
 
 
 def angles(gram: Tensor, weights: Tensor) -> Tensor:
-    """Angles ``[G,n]`` in radians between the seeds of each problem and one unit direction per problem.
+    """Return the angles ``[G,n]`` in radians between the seeds of each problem and one unit direction per problem.
 
     The unit direction of a problem is the linear combination of the unit-norm seeds with ``weights [G,n]``. ``gram
     [G,n,n]`` contains the cosines of the angles between the seeds.
@@ -167,11 +167,11 @@ class _Problem:
         self.identity = torch.eye(t.shape[1], dtype=t.dtype)
 
     def initial_guess(self) -> Center:
-        """The candidate in the mean direction of the seeds, from which the search starts.
+        """Return the candidate in the mean direction of the seeds, from which the search starts.
 
         There are two possible values of ``t = log(norm / mode)``: the mean ``t`` of the seeds, and ``t`` of the waist
-        (the circle around the origin with the lowest cost per radian). For each problem, the candidate with the lower
-        energy is returned.
+        (the circle around the origin along which a path has the lowest cost per radian). For each problem, the
+        candidate with the lower energy is returned.
         """
         weights = self.normalize(torch.full_like(self.seeds, 1 / self.seeds.shape[1]))
         mean = self.evaluate(weights, self.seeds.mean(1))
@@ -179,11 +179,14 @@ class _Problem:
         return _where(at_waist.energy < mean.energy, at_waist, mean)
 
     def evaluate_seed(self, index: Tensor) -> Center:
-        """For each problem, the candidate that equals the seed with the given ``index``, int64 ``[G]``."""
+        """Return, for each problem, the candidate that equals one of the seeds, with its paths and its energy.
+
+        ``index``, int64 ``[G]``, contains the index of this seed for each problem.
+        """
         return self.evaluate(self.identity[index], self.seeds.gather(1, index[:, None])[:, 0])
 
     def seed_lower_bounds(self) -> Tensor:
-        """Lower bounds ``[G,n]`` of the energy that each seed would have as the centroid.
+        """Return lower bounds ``[G,n]`` of the energy that each seed would have as the centroid.
 
         A path's energy is at least the cost of an arc with the same angle along the waist (the circle around the origin
         with the lowest cost per radian). A path's energy is also at least the cost of a radial line between the norms
@@ -195,10 +198,10 @@ class _Problem:
         return path_bounds.sum(2) + self.norm_cost(self.seeds)
 
     def norm_cost(self, t: Tensor) -> Tensor:
-        """Cost of the centroid's norm, ``log chi_d(mode) - log chi_d(norm)`` in nats, for ``t = log(norm / mode)``.
+        """Return the cost ``log chi_d(mode) - log chi_d(norm)`` of the centroid's norm in nats.
 
-        chi_d is the density of the norm of a Gaussian seed with d components, and mode is the norm at which chi_d is
-        highest.
+        ``t`` is ``log(norm / mode)``. chi_d is the density of the norm of a Gaussian seed with d components, and mode
+        is the norm at which chi_d is highest.
         """
         return (self.metric.d - 1) * (torch.expm1(2 * t) / 2 - t)
 
@@ -208,7 +211,7 @@ class _Problem:
         return weights / squares.clamp_min(1e-300).sqrt()
 
     def evaluate(self, weights: Tensor, t: Tensor, *, warm_start: Geodesics | None = None) -> Center:
-        """The candidate with the given direction and with ``t = log(norm / mode) [G]``.
+        """Return the candidate with the given direction and ``t = log(norm / mode) [G]``, with its paths and energy.
 
         The direction is the weighted sum of the unit-norm seeds with ``weights [G,n]``. This sum must have norm 1.
         ``warm_start`` contains the geodesics of a similar candidate; :func:`solve_geodesics` starts from these
@@ -231,7 +234,7 @@ class _Problem:
         return torch.hypot(self.length(transverse), radial) / center.paths.b[:, 0].cosh() - (~is_separated).sum(1)
 
     def is_separated(self, center: Center, radius: float = COINCIDENCE_TOL) -> Tensor:
-        """Mask of the seeds that do not coincide with the candidate, bool ``[G,n]``.
+        """Return the mask of the seeds that do not coincide with the candidate, bool ``[G,n]``.
 
         A seed coincides with the candidate if the angle between them in radians and the difference of their
         ``t = log(norm / mode)`` are at most ``radius``.
@@ -239,9 +242,10 @@ class _Problem:
         return (center.paths.angle > radius) | ((self.seeds - center.t[:, None]).abs() > radius)
 
     def tangents(self, center: Center) -> Tensor:
-        """Unit tangent vectors at the candidate towards each seed, as weights of the unit-norm seeds ``[G,n,n]``.
+        """Return the unit tangent vectors at the candidate towards each seed.
 
-        The tangent vector is 0 if the seed and the candidate have the same direction.
+        The tangent vectors are returned as weights of the unit-norm seeds, ``[G,n,n]``. A tangent vector is 0 if the
+        seed and the candidate have the same direction.
         """
         cosine = center.paths.angle.cos()[..., None]
         sine = center.paths.angle.sin()[..., None]
@@ -249,9 +253,10 @@ class _Problem:
         return torch.where(is_defined, (self.identity - cosine * center.weights[:, None]) / sine, 0.0)
 
     def negative_gradient(self, center: Center, tangents: Tensor, is_separated: Tensor) -> tuple[Tensor, Tensor]:
-        """Negative gradient of the energy in units of ``metric.waist_cost``, the lowest cost of a path per radian.
+        """Return the negative gradient of the energy.
 
-        The gradient does not include the paths from seeds that coincide with the candidate.
+        The unit is ``metric.waist_cost``, the lowest cost of a path per radian. The gradient does not include the paths
+        from seeds that coincide with the candidate.
 
         Returns:
             The transverse part as weights of the unit-norm seeds ``[G,n]``, and the radial part ``[G]``.
@@ -262,7 +267,7 @@ class _Problem:
         return transverse, -torch.where(is_separated, paths.end_slope, 0.0).sum(1) - norm_gradient
 
     def length(self, weights: Tensor) -> Tensor:
-        """Norms ``[G]`` of the weighted sums of the unit-norm seeds with ``weights [G,n]``."""
+        """Return the norms ``[G]`` of the weighted sums of the unit-norm seeds with ``weights [G,n]``."""
         return (weights[:, None] @ self.gram @ weights[..., None])[:, 0, 0].clamp_min(0).sqrt()
 
     def newton_step(self, current: Center, damping: Tensor) -> tuple[Center, Tensor]:

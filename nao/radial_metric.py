@@ -26,8 +26,8 @@ from torch import Tensor
 
 from nao.norm import peak_log_density, typical_norm
 
-# Range of norm / mode in the tables. The tables start above 0.26, because the cost per radian decreases towards the
-# origin for norm / mode below 0.26.
+# Range of norm / mode in the tables. The tables start above 0.26, because for norm / mode below 0.26, the cost per
+# radian of a path along a circle around the origin decreases towards the origin.
 MIN_NORM_RATIO = 0.35
 MAX_NORM_RATIO = 10.0
 MIN_COMPONENTS = 16  # minimum number of components of a seed
@@ -39,13 +39,13 @@ BISECTIONS = 60  # number of bisection steps with which t is computed from alpha
 class RadialMetric:
     """The metric for seeds of ``d`` components, as tables over the height ``alpha``.
 
-    The waist is the norm with the lowest cost per radian. ``alpha`` is the signed height of a norm above the waist, and
-    ``t = log(norm / mode)``; the docstring of the module defines both.
+    The waist is the circle around the origin along which a path has the lowest cost per radian. ``alpha`` is the signed
+    height of a norm above the waist, and ``t = log(norm / mode)``; the docstring of the module defines both.
 
     Attributes:
         d: number of components of a seed.
         waist: value of ``t`` at the waist.
-        waist_cost: cost per radian along the waist, in nats times units of length.
+        waist_cost: cost per radian of a path along the waist, in nats times units of length.
         first_index: ``alpha`` of the first table row, divided by ``TABLE_STEP``.
         slopes: ``[M,4]``, ``dt/dalpha`` as a function of ``alpha``: the coefficients of a cubic polynomial for each of
             the M table intervals.
@@ -92,9 +92,9 @@ class RadialMetric:
 
 
 def log_cost_ratio(u: Tensor, waist: float, d: int) -> Tensor:
-    """Return ``log f(waist + u) - log f(waist)``, where ``f(t)`` is the cost per radian at ``t = log(norm / mode)``.
+    """Return ``log f(waist + u) - log f(waist)``; the formula is accurate also for small ``u``.
 
-    The formula is accurate also for small ``u``.
+    ``f(t)`` is the cost per radian of a path along the circle around the origin with ``t = log(norm / mode)``.
     """
     c = unit_cost(torch.tensor(waist, dtype=torch.float64), d)
     return u + torch.log1p((d - 1) * (math.exp(2 * waist) * torch.expm1(2 * u) / 2 - u) / c)
@@ -123,8 +123,8 @@ def radial_metric(d: int) -> RadialMetric:
     """Compute the metric and its tables for seeds of ``d`` components; the result is cached.
 
     Raises:
-        ValueError: ``d`` is less than 16. For fewer than 16 components, the cost per radian may have no minimum
-            (waist), because the density of the norm is too broad.
+        ValueError: ``d`` is less than 16. For fewer than 16 components, the cost per radian of a path along a circle
+            around the origin may have no minimum (waist), because the density of the norm is too broad.
     """
     if d < MIN_COMPONENTS:
         raise ValueError(f"d={d}: NAO paths need seeds with at least {MIN_COMPONENTS} components; pass larger seeds.")
@@ -140,10 +140,10 @@ def radial_metric(d: int) -> RadialMetric:
 
 
 def _waist(d: int) -> float:
-    """Return ``t = log(norm / mode)`` at the waist, where the cost per radian ``f(t)`` is smallest.
+    """Return ``t = log(norm / mode)`` at the waist.
 
-    The equation ``f'(t) = 0`` is solved by Newton's method, which starts at the limit of ``t`` for a large number of
-    components.
+    At the waist, the cost per radian ``f(t)`` of a path along a circle around the origin is smallest. The equation
+    ``f'(t) = 0`` is solved by Newton's method, which starts at the limit of ``t`` for a large number of components.
     """
     c0 = -peak_log_density(d)
     t = -c0 / (2 * (d - 1))

@@ -67,7 +67,9 @@ def read_captions(
     else:
         return [CaptionedFile(source, prompt, edit)]
     if prompt is not None:
-        raise ConfigError("prompt", f"got a prompt for {source}, which has a prompt for every image; omit the prompt.")
+        raise ConfigError(
+            "prompt", f"got a prompt for {source}, which already has a prompt for every image; omit the prompt."
+        )
     if not files:
         raise ConfigError("source", f"{source} contains no image with a caption; choose another source.")
     return [CaptionedFile(file.path, file.prompt, file.edit or edit) for file in files]

@@ -372,11 +372,11 @@ def with_measured_residuals(
 ) -> Inversion:
     """Return ``inversion`` with the residuals of the latents in ``path``; ``solved`` is computed from these residuals.
 
-    Some methods store the residual of the iterate before the returned latent in ``Inversion.residuals``. Therefore this
-    function evaluates the network at the latents of all inversion steps that are not marked as solved. The predictor
-    counts the evaluations of this function, but ``Inversion.nfe`` does not include these evaluations. Inversions of
-    every method are accepted. The residuals of methods that do not solve ``z = f(z)`` remain NaN, and the residuals of
-    diverged steps remain ``inf``.
+    For a step that has not converged, some methods return the latent ``f(z_k)``, but store the residual of the previous
+    iterate ``z_k`` (mean ``|z_k - f(z_k)|``) in ``Inversion.residuals``. Therefore this function evaluates the network
+    at the latents of all inversion steps that are not marked as solved. The predictor counts the evaluations of this
+    function, but ``Inversion.nfe`` does not include these evaluations. Inversions of every method are accepted. The
+    residuals of methods that do not solve ``z = f(z)`` remain NaN, and the residuals of diverged steps remain ``inf``.
 
     Args:
         inversion: the inversion whose residuals are measured.

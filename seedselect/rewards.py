@@ -80,7 +80,8 @@ def semantic_reward(generation: Generation, step_weights: Sequence[float] = (1.0
     target = generation.targets.features
     if target is None:
         raise ValueError(
-            "the semantic loss needs Targets(features=...): pass the mean feature of the references, or set rewards."
+            "the semantic loss needs Targets(features=...): pass the mean feature of the references, or set "
+            "SeedSelect(rewards=...) to rewards without semantic_reward."
         )
     features = partial(view_features, generation.features, views=views)
     return -semantic_loss(latents, target, step_weights, decode=generation.decode, features=features)
@@ -95,7 +96,8 @@ def appearance_reward(generation: Generation) -> Tensor:
     target = generation.targets.latent
     if target is None:
         raise ValueError(
-            "the appearance loss needs Targets(latent=...): pass the mean latent of the references, or set rewards."
+            "the appearance loss needs Targets(latent=...): pass the mean latent of the references, or set "
+            "SeedSelect(rewards=...) to rewards without appearance_reward."
         )
     return -appearance_loss(generation.latents[-1], target)
 

@@ -164,7 +164,7 @@ def compare_tab(session: RatingSession, folder: Path) -> None:
             session.available,
             value=session.methods,
             label="Two or three methods to compare",
-            info="Press Start or continue after a change. The key methods=[...] sets the default for all raters.",
+            info='Press "Start or continue" after a change. The key methods=[...] sets the default for all raters.',
             elem_id="compare-methods",
         )
     outputs = [state, status, references, *images, *answers, undo]
@@ -197,14 +197,14 @@ def _start(session: RatingSession, rater: str, methods: list[str]) -> tuple:
 
 def _answer(session: RatingSession, answer: int, state: RaterState | None) -> tuple:
     if state is None or not state.remaining:
-        raise ValueError("there is no image to rate: enter your name and press Start or continue.")
+        raise ValueError('there is no image to rate: enter your name and press "Start or continue".')
     _ratings(session, state.rater).add(state.remaining[0], answer)
     return _show_question(session, state.rater, state.methods)
 
 
 def _undo(session: RatingSession, state: RaterState | None) -> tuple:
     if state is None:
-        raise ValueError("there is no answer to undo: enter your name and press Start or continue.")
+        raise ValueError('there is no answer to undo: enter your name and press "Start or continue".')
     _ratings(session, state.rater).remove_last()
     return _show_question(session, state.rater, state.methods)
 

@@ -145,7 +145,9 @@ def _format(value: object) -> str:
 
 
 def config_comments(choices: Mapping[str, str]) -> dict[str, str]:
-    """Return the comments after the keys in all config files that Hydra has selected, by dotted key (``task.steps``).
+    """Return a dict from dotted keys, such as ``task.steps``, to comments in the config files that Hydra has selected.
+
+    The comment of a key is on the same line as the key.
 
     Args:
         choices: for each config group, the name of the config that Hydra has selected.
@@ -167,7 +169,9 @@ def _chosen(choices: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
 
 
 def file_comments(path: Path, package: str) -> dict[str, str]:
-    """Return the comments after the keys in one config file, by dotted key in the full config, such as ``task.steps``.
+    """Return a dict from dotted keys in the full config, such as ``task.steps``, to comments in one config file.
+
+    The comment of a key is on the same line as the key.
 
     Args:
         path: the config file.

@@ -182,7 +182,9 @@ class Images(Sequence):
 
     def _require_size(self) -> tuple[int, int]:
         if self.size is None:
-            raise ValueError("these images have no size: call resized((height, width)), or set data.source.size.")
+            raise ValueError(
+                "no target size is set for these images: call resized((height, width)), or set data.source.size."
+            )
         return self.size
 
     @property

@@ -101,20 +101,22 @@ class Setting:
         return " -> ".join(self.edit) if self.edit else ", ".join(self._prompts)
 
     def source(self, caption: str) -> str:
-        """Return the prompt with which an image with the prompt ``caption`` is inverted."""
+        """Return the prompt for the inversion: an empty prompt if ``self.prompt`` is ``empty``, else ``caption``."""
         return "" if self.prompt == "empty" else caption
 
     def target(self, caption: str) -> str:
-        """Return the prompt with which an image is sampled from the seed of an inverted image.
+        """Return the prompt for sampling from the inverted seed.
 
-        ``caption`` is the prompt of the inverted image.
+        If the setting has an edit, the prompt is the edited ``caption``. Otherwise, the prompt is the result of
+        :meth:`source`, the prompt for the inversion. ``caption`` is the prompt of the inverted image.
         """
         return replace_phrase(*self.edit, caption) if self.edit else self.source(caption)
 
     def scored(self, caption: str) -> str:
-        """Return the prompt for the CLIP score of an image that is sampled with the prompt :meth:`target`.
+        """Return the prompt that the CLIP score compares with the sampled image.
 
-        If this prompt is empty, the CLIP score uses ``caption``, the prompt of the inverted image.
+        This prompt is the result of :meth:`target`. If the result is empty, ``caption`` is returned, the prompt of the
+        inverted image.
         """
         return self.target(caption) or caption
 

@@ -52,7 +52,7 @@ class Run:
         run.centroid("canoe", "FixedPoint")                 # NAO centroid of the seeds of the reference images
 
     Args:
-        folder: the ``run_dir`` of a run that wrote its results.
+        folder: the ``run_dir`` of a finished run.
 
     Raises:
         FileNotFoundError: the folder has no ``config.yaml``.

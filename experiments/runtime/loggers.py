@@ -1,4 +1,4 @@
-"""Setup of loggers: identity of the W&B run, login to W&B, and checks of packages and options."""
+"""Setup of loggers: id, name and job type of the W&B run, login to W&B, and checks of packages and options."""
 
 from __future__ import annotations
 

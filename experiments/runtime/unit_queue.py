@@ -85,9 +85,10 @@ class UnitDataModule(LightningDataModule):
 
     Args:
         units: all units of work of the stage, including finished units.
-        progress: progress of the run, to which the units of work are added.
-        leases: folder of the leases, which must be the same for all processes that divide the work. Default: the folder
-            ``leases`` in the trainer's default root directory.
+        progress: displayed progress of the run; ``add_to_progress`` adds the units of work to the display.
+        leases: folder of the leases. A lease is the temporary exclusive right of a process to compute a unit of work.
+            All processes that divide the work must use the same folder. Default: the folder ``leases`` in the trainer's
+            default root directory.
         running_means: object that logs the means of metrics on rank 0 whenever a unit of work is finished. If None, no
             metrics are logged before the report.
     """

@@ -35,7 +35,8 @@ class Attack(ABC):
 
         Args:
             images: images ``[B,3,H,W]`` in [0, 1].
-            names: name of each image. An attack with random numbers derives the numbers from the name.
+            names: name of each image. For an attack with random numbers, the name of an image determines the seed of
+                the random generator.
             model: the model that generated the images.
         """
 

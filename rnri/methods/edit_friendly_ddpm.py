@@ -22,10 +22,10 @@ class EditFriendly(NoiseMaps):
 
     The sampler is DDPM, which equals DDIM with eta = 1. A step of the sampler is ``z_s = mean(z_t) + deviation * map``,
     where ``map`` is the noise map of the step. By default, as in the authors' code, the noise map of the last step is
-    zero, so that the inversion is not exact. With ``keep_last_map``, the noise map of the last step is also stored, as
-    in Algorithm 1 of the paper, and the inversion is exact. Without the last noise map, the mean squared error of the
-    reconstructed latents is 1.4e-3, 1.5e-3 and 2.2e-3 at guidance scale 1, 3.5 and 7.5. With the last noise map, the
-    mean squared error is below 1e-30. The errors were measured with eight images, 10 steps and the small model
+    zero. Therefore the inversion is not exact. With ``keep_last_map``, the noise map of the last step is also stored,
+    as in Algorithm 1 of the paper, and the inversion is exact. Without the last noise map, the mean squared error of
+    the reconstructed latents is 1.4e-3, 1.5e-3 and 2.2e-3 at guidance scale 1, 3.5 and 7.5. With the last noise map,
+    the mean squared error is below 1e-30. The errors were measured with eight images, 10 steps and the small model
     ``emoji`` that ships with the repository. If the last step of a schedule ends at noise level 0, as in flow matching,
     the last step adds no noise, and ``keep_last_map`` has no effect.
 

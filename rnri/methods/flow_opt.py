@@ -1,4 +1,8 @@
-"""FlowOpt: corrects the seed by the reconstruction error of the whole sampler, without derivatives."""
+"""FlowOpt: inversion that repeatedly subtracts a multiple of the reconstruction error from the seed.
+
+The reconstruction error is the difference between the clean latent that the whole sampler generates from the seed and
+the clean latent that is inverted. No derivatives are computed.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SlerpFlow: Euler steps whose velocity is a spherical interpolation between both ends of the step."""
+"""SlerpFlow: Euler steps with the spherical interpolation of the velocities at the start and the end of the step."""
 
 from __future__ import annotations
 

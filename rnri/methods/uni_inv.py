@@ -30,11 +30,12 @@ class UniInv(ExplicitInverter):
 
     The inversion steps run from clean to noisy. Each inversion step computes::
 
-        guess = A z_s + B y;    y <- y(guess, t);    z_t = A z_s + B y
+        guess = A z_s + B y_previous;    y = network(guess, t);    z_t = A z_s + B y
 
-    ``z_s`` and ``z_t`` are the latents at the cleaner and at the noisier end of the step. In the first equation, ``y``
-    is the network's prediction in the previous inversion step. Before the first step, ``y`` is the prediction at the
-    clean latent ``z_0`` and timestep 0, so that N steps use N + 1 network evaluations. For flow matching, ``A = 1`` and
+    ``z_s`` and ``z_t`` are the latents at the cleaner and at the noisier end of the step, and ``t`` is the timestep at
+    the noisier end. ``y`` is the network's prediction in this inversion step, and ``y_previous`` is the prediction in
+    the previous inversion step. In the first step, ``y_previous`` is the prediction at the clean latent ``z_0`` and
+    timestep 0. Therefore N steps use N + 1 network evaluations. For flow matching, ``A = 1`` and
     ``B = sigma_t - sigma_s`` as in the paper. With the ``A`` and ``B`` of ``Schedule.coefficients``, the method also
     applies to DDIM. Reconstruction uses the schedule's own sampler (Euler or DDIM) and needs only the seed. The
     inversion is not exact, because each step equation is solved with only one network evaluation.

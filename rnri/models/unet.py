@@ -193,9 +193,9 @@ class UNetFamily(Family):
     ) -> tuple[Condition, Condition | None]:
         """Return the pipeline's encodings of the prompts and, if ``guided``, of the negative prompts ``negatives``.
 
-        For an empty negative prompt, SDXL's negative condition is all zeros instead of the encoding of "". The pipeline
-        returns zeros only for ``negative_prompt=None``. Therefore the prompts are encoded twice if only some of the
-        negative prompts in a batch are empty.
+        For an empty negative prompt, SDXL's negative condition is all zeros instead of the encoding of "". The
+        pipeline's ``encode_prompt`` returns an all-zero negative condition only for ``negative_prompt=None``. Therefore
+        the prompts are encoded twice if only some of the negative prompts in a batch are empty.
         """
         negative_prompt = negatives if guided and any(negatives) else None
         with eval_no_grad(*components(self.pipeline).values()):

@@ -32,7 +32,10 @@ class EvaluationCounter:
         return cls([0] * batch_size, [0] * batch_size, list(range(batch_size)))
 
     def select(self, rows: Tensor) -> EvaluationCounter:
-        """Return a counter for the samples ``rows`` (indices into ``self.rows``) that updates this counter's lists."""
+        """Return a counter for the samples ``rows`` (indices into ``self.rows``).
+
+        The returned counter updates the same lists ``forward`` and ``backward`` as this counter.
+        """
         return replace(self, rows=[self.rows[i] for i in rows.tolist()])
 
     def add_forward(self) -> None:

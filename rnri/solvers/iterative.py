@@ -322,7 +322,7 @@ def _indices(mask: list[bool]) -> list[int]:
 class BestIterate:
     """The finite iterate with the smallest merit of each sample; the latest finite iterate if ``keep_best`` is False.
 
-    Numbers per sample are stored in Python lists, which are faster than tensors for the small batches of an inversion.
+    Per-sample scalars are stored in Python lists, which are faster than tensors for the small batches of an inversion.
 
     Attributes:
         z, f: ``[B,C,h,w]``, the best iterate ``z`` and the value ``f(z)``.

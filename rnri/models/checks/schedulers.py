@@ -94,11 +94,14 @@ def check_terminal_shift(scheduler: SchedulerMixin, steps: int) -> None:
 
 
 def check_clipping(scheduler: SchedulerMixin) -> None:
-    """Raise ValueError if the scheduler clips the latent at every step, because clipping cannot be inverted."""
+    """Raise ValueError if the scheduler clips the predicted clean latent at every step.
+
+    Clipping cannot be inverted.
+    """
     if scheduler.config.get("clip_sample") or scheduler.config.get("thresholding"):
         raise ValueError(
-            f"clip_sample or thresholding is on in the config of {type(scheduler).__name__}: clipping the latent at "
-            "every step cannot be inverted; set both to false in scheduler_config.json."
+            f"clip_sample or thresholding is on in the config of {type(scheduler).__name__}: clipping the predicted "
+            "clean latent at every step cannot be inverted; set both to false in scheduler_config.json."
         )
 
 

@@ -240,7 +240,7 @@ def test_images_get_the_size_of_the_model(root):
     unsized = source(root, size=None)
     for images in (unsized.concepts()[0].references, unsized.real_images(), unsized.labeled_real_images()["payphone"]):
         assert images.resized((16, 24))[0].shape == (3, 16, 24)
-        with pytest.raises(ValueError, match="have no size"):
+        with pytest.raises(ValueError, match="no target size is set"):
             images[0]
     assert unsized.concepts()[0].resized((16, 24)).references.shape == (2, 3, 16, 24)
 

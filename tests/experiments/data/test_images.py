@@ -272,7 +272,7 @@ def test_images_are_read_when_indexed():
         return np.full((3, *size), item, np.uint8)
 
     unsized = Images(range(9), read)
-    with pytest.raises(ValueError, match=r"have no size.*data\.source\.size"):
+    with pytest.raises(ValueError, match=r"no target size is set.*data\.source\.size"):
         unsized[0]
     images = unsized.resized((2, 5)).head(4)
     assert len(images) == 4 and images.shape == (4, 3, 2, 5) and not reads
