@@ -52,9 +52,9 @@ def describe_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> s
 
     The folder of the run is ignored.
     """
-    found = [entry for entry in differences(before, now) if entry[0].rpartition(".")[2] != "run_dir"]
-    text = ", ".join(f"{key} ({old}, {new})" for key, old, new in found[:MAX_DIFFERENCES])
-    return f"{text}, and {len(found) - MAX_DIFFERENCES} more" if len(found) > MAX_DIFFERENCES else text
+    different = [entry for entry in differences(before, now) if entry[0].rpartition(".")[2] != "run_dir"]
+    text = ", ".join(f"{key} ({old}, {new})" for key, old, new in different[:MAX_DIFFERENCES])
+    return f"{text}, and {len(different) - MAX_DIFFERENCES} more" if len(different) > MAX_DIFFERENCES else text
 
 
 def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:

@@ -23,6 +23,7 @@ def session(deadline=1e9, rows=None):
     return Session("cpu", torch.float32, True, 2, time.perf_counter() + deadline, rows or [])
 
 
+@pytest.mark.slow
 def test_command_prints_a_table_and_writes_json(monkeypatch, capsys, tmp_path):
     path = tmp_path / "result.json"
     assert run(monkeypatch, "--json", str(path), "--cases", *CASES) == 0
@@ -35,6 +36,7 @@ def test_command_prints_a_table_and_writes_json(monkeypatch, capsys, tmp_path):
     assert len(lines) == len(rows) + 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpoint", [False, True])
 def test_seedselect_is_compared_with_calls_that_have_a_backward_pass(checkpoint):
     name = f"SeedSelect update, {'with' if checkpoint else 'without'} checkpointing"

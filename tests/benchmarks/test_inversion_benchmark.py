@@ -6,6 +6,8 @@ import pytest
 
 from benchmarks.inversion import Case, main, measure, seed_only_methods
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(("method", "nfe", "backward"), [("ddim", 1, 0), ("rnri_paper", 2, 1)])
 def test_evaluation_counts(method, nfe, backward):
@@ -19,7 +21,6 @@ def test_default_methods_are_all_seed_only_methods():
     assert not {"edict", "null_text", "edit_friendly"} & set(seed_only_methods())
 
 
-@pytest.mark.slow
 def test_command_measures_a_case_in_a_separate_process(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["inversion", "--methods", "ddim", "--batches", "2", "--steps", "2"])
     main()

@@ -114,6 +114,7 @@ def test_pipeline_call_regenerates_the_image(name):
     assert_regenerates(pipe, inversion)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sd", "sdxl", "sd3", "flux dev"])
 def test_non_square_images_with_guidance(name):
     pipe = small_outputs(name)

@@ -158,6 +158,7 @@ def test_examples_are_read_from_a_folder_with_prompts(tmp_path):
             read_examples(folder, (16, 16), LIMITS)
 
 
+@pytest.mark.slow
 def test_edit_with_the_same_prompt_is_the_reconstruction(context, inverted):
     config = edit_config(context.model.family, cross=0.4, self_attention=0.4, weights="", blend="", share=0.2)
     before, after = edit_image(context, inverted, inverted.prompt, config)
@@ -429,6 +430,7 @@ def test_uploaded_image_does_not_get_the_prompt_of_an_example(context, inverted,
         assert tab._upload(session, YOUR_IMAGE, path, prompt)[tab.prompt] == expected
 
 
+@pytest.mark.slow
 def test_restored_edit_does_not_replace_the_input_of_a_visitor(context, inverted, tmp_path):
     with gr.Blocks():
         tab = EditTab(context, tmp_path)
@@ -451,6 +453,7 @@ def test_restored_settings_are_those_that_differ_from_the_defaults(context, tmp_
     assert list(updates.values()) == [defaults[0] / 2] + [gr.skip()] * (len(defaults) - 1)
 
 
+@pytest.mark.slow
 def test_invalid_settings_raise_an_error_that_names_the_key():
     with pytest.raises(ValueError, match="method: EDICT stores more than the seed"):
         build_context(compose_config(["method=edict"]))
@@ -462,6 +465,7 @@ def test_invalid_settings_raise_an_error_that_names_the_key():
     assert default_steps(1) < default_steps(7.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "message"),
     [

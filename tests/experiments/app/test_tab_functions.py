@@ -55,6 +55,7 @@ def test_path_between_different_prompts_ends_at_both_images(context):
     assert np.abs(np.asarray(result.images[-1], int) - np.asarray(first_prompt_only, int)).max() > 10
 
 
+@pytest.mark.slow
 def test_blended_embeddings_are_weighted_means(context):
     weights = torch.tensor([[1.0, 0.0], [0.25, 0.75]])
     prompts = [CAMEL, FOX]
@@ -154,6 +155,7 @@ def test_references_that_cannot_be_read_are_left_out_with_a_warning(tmp_path, ca
     assert session.references == {} and "shows no references" in caplog.text and str(tmp_path / "moved") in caplog.text
 
 
+@pytest.mark.slow
 def test_images_of_the_path_and_the_averages_are_generated(context):
     images = [example.image for example in context.examples[:2]]
     prompts = broadcast_prompts(CAMEL, 2)

@@ -99,6 +99,7 @@ def test_other_training_settings_reuse_the_images(run, classifier):
     assert len(after) == len(before) + len(trainings)
 
 
+@pytest.mark.slow
 def test_labeled_real_images_are_not_references():
     source = instantiate(composed("experiment=augmentation").data.source)
     images_by_label = source.labeled_real_images()

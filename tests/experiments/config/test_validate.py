@@ -456,6 +456,7 @@ def test_invalid_values_are_reported_without_importing_torch():
     assert finished.returncode == 0, finished.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["experiment=lam", "--help"], ["experiment=typo"]])
 def test_help_and_composition_errors_do_not_import_torch(arguments):
     code = "import sys, train\ntry: train.command()\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"

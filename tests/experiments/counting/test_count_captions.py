@@ -80,6 +80,7 @@ def test_command_writes_counts_and_provenance(corpus, here, capsys):
     assert f"{len(NAMES)} names in 200 captions of 4 shards" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_every_output_format(corpus, here):
     for suffix in ("csv", "json"):
         main([*command(corpus), "--output", f"{corpus}/counts.{suffix}"])

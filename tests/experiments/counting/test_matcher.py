@@ -25,6 +25,7 @@ def test_batch_counts_equal_reference(size, seeds):
     assert min(expected.values()) > 5  # every name occurs, also the rarest one of four words
 
 
+@pytest.mark.slow
 def test_counts_are_exact_when_every_hash_collides():
     captions = random_captions(0, 1000)
     counter = BatchCounter(patterns(NAMES), len(NAMES))

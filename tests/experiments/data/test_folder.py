@@ -273,6 +273,7 @@ def test_reads_only_the_references_in_use(root, monkeypatch):
     assert read == ["0.png"] and phone.references[:].shape == (1, 3, 16, 16)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_images(root):
     """The pixels of 400 images of 256 x 256 would take 79 MB."""
     for k in range(2, 400):

@@ -316,6 +316,7 @@ def write_images(kind: str, folder: Path) -> partial:
     return partial(FolderSplit, folder / "train", 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["tables", "folders"])
 def test_memory_does_not_grow_with_images(tmp_path, kind):
     """At this size the pixels would take 78 MB; the index may take 150 bytes per image."""

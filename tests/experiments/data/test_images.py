@@ -231,6 +231,7 @@ def test_decompression_bomb_is_an_error(tmp_path):
         check_image(tmp_path / "bomb.png")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_damaged_files_of_every_format_are_named(tmp_path):
     """Decoders raise many types of errors; the caller gets a ValueError that names the file."""

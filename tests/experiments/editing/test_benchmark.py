@@ -34,6 +34,7 @@ def test_full_benchmark_has_four_hundred_edits():
     assert sum(make_benchmark.COUNTS.values()) >= 400
 
 
+@pytest.mark.slow
 def test_benchmark_has_every_kind(edits):
     kinds = Counter(KINDS[edit.kind] for edit in edits)
     assert kinds == {
@@ -70,6 +71,7 @@ def test_prompts_differ_in_the_blended_words(folder, edits):
         assert edit.concept in edit.target or KINDS[edit.kind] == "change object"
 
 
+@pytest.mark.slow
 def test_benchmark_is_deterministic(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(make_benchmark, "COUNTS", SMALL)
     make_benchmark.write(tmp_path / "again", "assets/emoji")

@@ -18,6 +18,8 @@ from experiments.evaluation.copy_detector import (
     shifted_versions,
 )
 
+pytestmark = pytest.mark.slow
+
 CONCEPTS = 12
 COPIES = {
     "the same": lambda image: image,
@@ -61,7 +63,6 @@ def threshold(concepts) -> CopyThreshold:
     return CopyThreshold({name: concept.score_references() for name, concept in concepts.items()})
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("change", COPIES)
 def test_changed_references_are_copies(change, classifier, drawings, concepts, threshold):
     names = list(drawings)[:4]

@@ -26,11 +26,13 @@ def test_method_of_another_model_family_is_skipped_with_a_reason(tmp_path):
     assert not prepared(tmp_path, "experiment=reconstruction").skipped
 
 
+@pytest.mark.slow
 def test_rejects_a_run_without_any_supported_method(tmp_path):
     with pytest.raises(ValueError, match=r"task\.methods\.ledits with 4 sampling steps: LEDITS"):
         prepared(tmp_path, "experiment=reconstruction", "model=emoji_flow", setting(4, "ledits"))
 
 
+@pytest.mark.slow
 def test_rejects_too_few_steps_for_a_supported_method(tmp_path):
     message = (
         r"task\.methods\.aidi_adjusted with 2 sampling steps: "

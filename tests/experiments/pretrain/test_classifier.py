@@ -59,6 +59,7 @@ def check_error(root: Path, message: str, *overrides: str, error: type[ValueErro
     assert not (root / "run").exists()
 
 
+@pytest.mark.slow
 def test_classifier_of_user_folders(root):
     assert run(root)["steps"] == 2
     classifier = load_classifier(root / "run" / "model")
@@ -66,6 +67,7 @@ def test_classifier_of_user_folders(root):
     assert classifier(torch.rand(2, 3, 48, 64)).shape == (2, 3)
 
 
+@pytest.mark.slow
 def test_excluded_group_measures_the_saved_classifier(root):
     result = run(root, "task.excluded=[real]")
     assert set(result) >= {"real", "accuracy", "n", "steps"} and result["n"] == 6
@@ -77,6 +79,7 @@ def test_excluded_group_measures_the_saved_classifier(root):
     assert result["real"] == pytest.approx(sum(correct) / 6, abs=1 / 6)  # float16 may change one
 
 
+@pytest.mark.slow
 def test_frozen_modules_keep_the_loaded_weights(root):
     network = timm.create_model("resnet10t", num_classes=7)
     torch.save({f"other.{k}": tensor for k, tensor in enumerate(network.state_dict().values())}, root / "start.pth")
@@ -91,6 +94,7 @@ def test_frozen_modules_keep_the_loaded_weights(root):
     assert moved and not any(torch.equal(learned[name], network.state_dict()[name].half().float()) for name in moved)
 
 
+@pytest.mark.slow
 def test_weights_of_another_network_are_an_error(root):
     network = timm.create_model("resnet10t", num_classes=7)
     torch.save(network.state_dict(), root / "start.pth")

@@ -13,10 +13,11 @@ from experiments.pretrain.flow_model import (
 )
 from tests.experiments.pretrain.configured import DISTILLATION, prepare, pretrain
 
+pytestmark = pytest.mark.slow
+
 TINY_FLOW = ("task.width=24", "task.heads=2", "task.layers=2", "task.hint_layer=up_blocks.0.resnets.0")
 
 
-@pytest.mark.slow
 def test_training_saves_a_complete_sd3_pipeline(corpus, base, tmp_path):
     result = pretrain("flow", corpus, tmp_path, f"task.model={base}", *DISTILLATION, f"task.teacher={base}", *TINY_FLOW)
     assert result["steps"] == 2
@@ -39,7 +40,6 @@ def test_training_saves_a_complete_sd3_pipeline(corpus, base, tmp_path):
     torch.testing.assert_close(sampled, images, atol=2e-3, rtol=0)
 
 
-@pytest.mark.slow
 def test_training_from_data_and_from_a_saved_model(corpus, base, tmp_path):
     options = (f"task.model={base}", *DISTILLATION, "task.teacher=null", "task.accuracy_probe=null", *TINY_FLOW)
     pretrain("flow", corpus, tmp_path / "first", *options)

@@ -105,6 +105,7 @@ def test_training_saves_a_lora_and_resumes(corpus, base, tmp_path):
     assert state["global_step"] == 3 and not any("unet" in name for name in state["state_dict"])
 
 
+@pytest.mark.slow
 def test_zero_learning_rate_keeps_a_saved_lora(corpus, base, pipeline, tmp_path):
     start = tmp_path / "start"
     save_lora(as_if_trained(LowRank(pipeline.unet, 2)), pipeline, start)

@@ -16,6 +16,8 @@ from tests.experiments.pretrain.configured import configured
 from tests.wandb_files import wait_for_exit_record
 from tools.inspect_wandb import records
 
+pytestmark = pytest.mark.slow
+
 LOGGERS = ("logger=wandb", "logger.wandb.offline=true", "trainer.log_every_n_steps=1")
 
 

@@ -86,6 +86,7 @@ def test_lost_sample_is_counted_and_its_arm_has_no_fid(lossy):
     assert isfinite(other["kid"])
 
 
+@pytest.mark.slow
 def test_lost_sample_is_named_below_the_table(lossy):
     table = (Path(lossy.run_dir) / "table.md").read_text()
     assert "plain: 1 of 6 samples are not finite (owl)" in table

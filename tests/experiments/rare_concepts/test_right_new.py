@@ -21,6 +21,7 @@ def run(tmp_path_factory):
     return run_to_end(rare_concepts(tmp_path_factory.mktemp("right_new"), {"plain": PLAIN}))
 
 
+@pytest.mark.slow
 def test_results_have_the_columns_of_the_measure(run):
     total = results(run)["plain", "total"]
     names = {"right_new", "right_new_low", "right_new_high", "copies", "m_cp", "authentic", "c_t", "copies_concept"}

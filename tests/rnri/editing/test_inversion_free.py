@@ -186,6 +186,7 @@ def test_edits_of_a_batch_are_independent():
 MODELS = {"sd": tiny_stable_diffusion, "sd3": tiny_sd3, "flux": tiny_flux}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("source_guidance", [1.0, 2.0])
 def test_source_and_target_are_one_batch(name, source_guidance):

@@ -36,6 +36,7 @@ def test_round_trip_on_gaussian_data(steps, spacing):
     torch.testing.assert_close(reconstruction, z0, rtol=0, atol=1e-6)  # diffusers computes the step in float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_round_trip_through_a_network_with_guidance(dtype):
     model = LatentDiffusion(tiny_stable_diffusion("v_prediction").to(dtype))

@@ -186,6 +186,7 @@ def text_encoder(prefix):
     return lambda state: state | weights
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [kohya, old_diffusers])
 def test_other_formats(folders, lora, change):
     expected = load(folders, lora=folders / "lora").fingerprint

@@ -162,6 +162,7 @@ def test_seed_does_not_depend_on_the_batch(name):
         torch.testing.assert_close(one.seed, both.seed[k : k + 1], rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_pipeline_and_prompts_are_unchanged(name):
     pipe = FAMILIES[name]()
@@ -333,6 +334,7 @@ def test_sana_sprint_is_refused():
         rnri.LatentDiffusion(pipe)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EVERY_FAMILY)
 def test_pipeline_call_generates_images_from_a_centroid_and_a_midpoint(name):
     pipe = EVERY_FAMILY[name]()
