@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 CONVERGED_DB = 0.1
 """Maximum PSNR loss of a converged reconstruction in dB, compared with encoding and decoding by the VAE alone."""
 
-NFE_OF_ACCELERATED_8 = 6.0
-"""Number of evaluations per step from which the method ``accelerated_8``, which stops early, is not recommended."""
+MANY_NFE_PER_STEP = 3.0
+"""Mean number of evaluations per step that only methods with more evaluations than the default method use."""
+MAX_NFE_OF_ACCELERATED_8 = 8.0
+"""Maximum mean number of evaluations per step of the method ``accelerated_8``."""
 
 BY_STEP = ("residuals", "nfe", "backward", "solved")
 """Fields of ``Inversion`` with shape ``[N,B]``, for N inversion steps and B images."""
@@ -283,13 +285,17 @@ class PipelineInversion(Inversion):
 
     @property
     def _remedy(self) -> str:
-        """A setting that reduces the reconstruction error: a method with more evaluations, or more steps."""
+        """A setting that reduces the reconstruction error: another method, more steps or less guidance.
+
+        With strong guidance, more steps can increase the error.
+        """
         nfe_per_step = float(self.nfe.sum(0).max()) / len(self.nfe)
-        if nfe_per_step < NFE_OF_ACCELERATED_8:
-            return "method accelerated_8 or more steps"
-        if self.guidance_scale > 1 and nfe_per_step <= 2 * NFE_OF_ACCELERATED_8:
-            return "method round_trip_corrected or more steps"
-        return "more steps"
+        if self.guidance_scale == 1:
+            return "method accelerated_8 or more steps" if nfe_per_step < MANY_NFE_PER_STEP else "more steps"
+        if nfe_per_step < MANY_NFE_PER_STEP:
+            return "method accelerated_8"
+        is_corrected = nfe_per_step > MAX_NFE_OF_ACCELERATED_8
+        return "a lower guidance scale" if is_corrected else "method round_trip_corrected"
 
     @property
     def _unmeasured(self) -> Tensor:

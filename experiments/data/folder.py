@@ -113,6 +113,11 @@ class FolderConcepts:
 
     def real_images(self) -> Images:
         root = Path(self.real)
+        if root.resolve() == Path(self.references).resolve():
+            raise ValueError(
+                f"data.real: must not be the folder data.references, got {self.real}; put other images of the concepts "
+                "into the folder data.real, because generated images are compared with unseen real images."
+            )
         folders = named_folders(root)
         listing = list_folder(root)
         if folders:

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from experiments.cache.store import UnitStore
 from experiments.finite import NonFiniteError, select_finite
+from experiments.planning.cost import batch_multiplier
 from experiments.rare_concepts.arm import Arm
 from experiments.rare_concepts.context import RunContext
 from experiments.rare_concepts.data import ConceptBatch
@@ -83,8 +84,9 @@ class RareConceptModule(LightningModule):
         with torch.no_grad():
             images = self.context.networks.model.decode(latents, clamp=False)
             losses = self._losses(images, latents, targets)
+        prompts_per_call = batch_multiplier(arm.guidance)  # of the inversion
         for k, record in enumerate(records):
-            record["nfe"] += batch.inversion_nfe(k // samples) / samples
+            record["nfe"] += prompts_per_call * batch.inversion_nfe(k // samples) / samples
             record |= {name: value for name, value in losses[k].items() if math.isfinite(value)}
         units = []
         for g in range(len(batch.concepts)):

@@ -1,5 +1,6 @@
 """``PipelineInversion``: quality of the reconstructions, indexing, saving, loading and notebooks."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -75,7 +76,10 @@ def test_a_worse_reconstruction_has_a_remedy(pipe, images):
     assert not one.converged.any()
     assert one.quality.endswith("dB: try method accelerated_8 or more steps")
     guided = rnri.invert(pipe, images[0], PROMPTS[0], num_inference_steps=3, guidance_scale=5, method="ddim")
-    assert guided.quality.endswith("dB: try method accelerated_8 or more steps")
+    assert guided.quality.endswith("dB: try method accelerated_8")
+    for nfe, remedy in ((5, "method round_trip_corrected"), (30, "a lower guidance scale")):
+        counted = dataclasses.replace(guided, nfe=torch.full_like(guided.nfe, nfe))
+        assert counted.quality.endswith(f"dB: try {remedy}")
 
 
 def test_without_round_trip_nothing_is_measured(pipe, images):
