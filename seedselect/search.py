@@ -168,9 +168,9 @@ class BestOf:
 class LocalSearch:
     """Search without gradients: each round replaces the seed by the neighbor with the smallest loss.
 
-    If no neighbor has a smaller loss than the seed, the seed does not change. A neighbor of a seed z is
-    ``sqrt(1 - spread²) z + spread |z| e / |e|``, rescaled to the norm of z. Here e is Gaussian noise, and |z| and |e|
-    are Euclidean norms.
+    If no neighbor has a smaller loss than the seed, the seed does not change. A neighbor of a seed ``z`` is ``sqrt(1 -
+    spread²) z + spread |z| e / |e|``, rescaled to the norm of ``z``. Here ``e`` is Gaussian noise, and ``|z|`` and
+    ``|e|`` are Euclidean norms.
 
     Args:
         loss: the ``SeedSelect`` object whose loss ranks the seeds. If ``best_by`` of this object is ``rewards``, the
