@@ -12,7 +12,7 @@ import torch
 from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 
-from nao.norm import check_norms, check_seeds, project
+from nao.norm import check_ends, check_norms, check_seeds, project
 
 
 def _fractions(num_points: int) -> Tensor:
@@ -31,18 +31,9 @@ def _cast_like(values: Tensor, like: Tensor) -> Tensor:
     return values.to(like.dtype).to(like.device)
 
 
-def _check_ends(a: Tensor, b: Tensor) -> None:
-    check_seeds(a, "a", "[C,h,w]")
-    check_seeds(b, "b", "[C,h,w]")
-    if a.shape != b.shape:
-        raise ValueError(
-            f"a and b: must have the same shape, got {list(a.shape)} and {list(b.shape)}; use seeds of one model."
-        )
-
-
 def lerp(a: Tensor, b: Tensor, num_points: int) -> Tensor:
     """Linear interpolation between two seeds. The points in the middle have smaller norms than typical seeds."""
-    _check_ends(a, b)
+    check_ends(a, b, "[C,h,w]")
     s = _fractions(num_points)
     return _cast_like((1 - s) * _to_float64(a) + s * _to_float64(b), a)
 
@@ -53,7 +44,7 @@ def slerp(a: Tensor, b: Tensor, num_points: int) -> Tensor:
     Raises:
         ValueError: a seed is zero, or the seeds are opposite, so that the great circle between them is not unique.
     """
-    _check_ends(a, b)
+    check_ends(a, b, "[C,h,w]")
     norms = check_norms(torch.stack([a, b]))
     u, v = _to_float64(a) / norms[0], _to_float64(b) / norms[1]
     cosine = (u * v).sum().clamp(-1, 1)
@@ -116,7 +107,7 @@ def cog_path(a: Tensor, b: Tensor, num_points: int) -> Tensor:
     For a position ``t`` from 0 to 1, the point is ``((1 - t) a + t b) / sqrt((1 - t)^2 + t^2)``. If ``a`` and ``b`` are
     independent standard Gaussian seeds, the divisor is the standard deviation of ``(1 - t) a + t b``, see :func:`cog`.
     """
-    _check_ends(a, b)
+    check_ends(a, b, "[C,h,w]")
     s = _fractions(num_points).flatten()
     seeds = torch.stack([_to_float64(a), _to_float64(b)])
     return _cast_like(torch.stack([cog(seeds, torch.stack([1 - t, t])) for t in s]), a)

@@ -82,6 +82,16 @@ def check_seeds(seeds: Tensor, name: str = "seeds", shape: str = "[...,C,h,w]") 
         raise ValueError(f"{name}: must have the shape {shape}, got {list(seeds.shape)}; pass at least one seed.")
 
 
+def check_ends(a: Tensor, b: Tensor, shape: str = "[...,C,h,w]") -> None:
+    """Raise ValueError if the ends ``a`` and ``b`` of a path are not seeds of the same shape (:func:`check_seeds`)."""
+    check_seeds(a, "a", shape)
+    check_seeds(b, "b", shape)
+    if a.shape != b.shape:
+        raise ValueError(
+            f"a and b: must have the same shape, got {list(a.shape)} and {list(b.shape)}; use seeds of one model."
+        )
+
+
 def seed_norm(seeds: Tensor) -> Tensor:
     """Return the Euclidean norms [...] of the seeds [..., C, h, w], in float64 on the CPU."""
     return seeds.cpu().double().flatten(-3).norm(dim=-1)

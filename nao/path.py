@@ -28,7 +28,7 @@ from torch import Tensor
 
 from nao.frechet_mean import Center, angles, solve_mean
 from nao.geodesic import Geodesics, solve_geodesics
-from nao.norm import check_norms, check_seeds, project, seed_norm, typical_norm
+from nao.norm import check_ends, check_norms, check_seeds, project, seed_norm, typical_norm
 from nao.radial_metric import MAX_NORM_RATIO, MIN_NORM_RATIO, radial_cost, radial_metric
 from rnri.validation import IntAtLeast2
 
@@ -95,12 +95,7 @@ def interpolate(a: Tensor, b: Tensor, num_points: IntAtLeast2 = 12, *, normalize
     Raises:
         ValueError: a seed is zero, the seeds are opposite, or ``num_points`` is less than 2.
     """
-    check_seeds(a, "a")
-    check_seeds(b, "b")
-    if a.shape != b.shape:
-        raise ValueError(
-            f"a and b: must have the same shape, got {list(a.shape)} and {list(b.shape)}; use seeds of one model."
-        )
+    check_ends(a, b)
     subspace = _Subspace(torch.stack([a, b], -4), normalize)
     ends = torch.eye(2, dtype=torch.float64).expand(len(subspace.t), 2, 2)
     angle = angles(subspace.gram, ends[:, 1])[:, 0]

@@ -157,7 +157,6 @@ class SeedSelect:
         in :meth:`loss_and_criterion`. The argument ``noise`` is ignored; ``noise`` exists
         because :class:`seedselect.search.LocalSearch` is called with the same arguments.
         """
-        self.check(seeds, problem)
         selection = self._tracker(self.grouped(_at_least_float32(seeds.detach()))).selection().ungroup()
         for iteration in self.iterate(seeds, problem):
             on_iteration(iteration.number, iteration.loss)
